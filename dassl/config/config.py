@@ -1,0 +1,115 @@
+"""A yacs node whose merges stop with the offending key and the nearest valid one."""
+
+from ast import literal_eval
+
+import yaml
+from yacs.config import CfgNode
+
+from ..utils import MissingFile, UserError, nearest
+
+
+class ConfigError(UserError, KeyError, ValueError):
+    """An unknown key, a wrong type or an unreadable file (yacs: KeyError, ValueError, AssertionError)."""
+
+
+class Config(CfgNode):
+    """yacs' CfgNode; `merge_from_file`, `merge_from_list` and `merge_from_other_cfg` raise ConfigError.
+
+    Values are read as yacs does (strings pass through `literal_eval`); besides, an int serves where a
+    float is expected, and a string option takes any text as it stands.
+    """
+
+    def merge_from_file(self, cfg_filename):
+        try:
+            with open(cfg_filename, encoding="utf-8") as file:
+                tree = yaml.safe_load(file) or {}
+        except FileNotFoundError as error:
+            raise MissingFile(f'No config file at "{cfg_filename}"; check the path') from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f'"{cfg_filename}" is not YAML: {" ".join(str(error).split())}') from error
+        if not isinstance(tree, dict):
+            raise ConfigError(f'"{cfg_filename}" must hold "KEY: value" lines, not {tree!r}')
+        self._merge(tree, f' in "{cfg_filename}"')
+
+    def merge_from_other_cfg(self, cfg_other):
+        self._merge(cfg_other, "")
+
+    def merge_from_list(self, cfg_list):
+        if len(cfg_list) % 2:
+            raise ConfigError(f"Options come as KEY VALUE pairs; {cfg_list[-1]!r} is left alone at the end")
+        for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            _assign(self, key, value, " on the command line")
+
+    def _merge(self, tree, where, prefix=""):
+        for name, value in tree.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and isinstance(_find(self, key), CfgNode):
+                self._merge(value, where, f"{key}.")
+            else:
+                _assign(self, key, value, where)
+
+
+def flatten(node, prefix=""):
+    """A tree of options as {"KEY.SUB": value}, in the order of the keys."""
+    flat = {}
+    for name in sorted(node):
+        value = node[name]
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def config_diff(cfg, defaults):
+    """What differs from the defaults, one `KEY.SUB: value (default: x)` a line."""
+    known = flatten(defaults)
+    return "\n".join(
+        f"{key}: {value!r} (default: {known[key]!r})" if key in known else f"{key}: {value!r} (no default)"
+        for key, value in flatten(cfg).items()
+        if key not in known or known[key] != value
+    )
+
+
+def _find(root, key):
+    """The value at "KEY.SUB", or None where the path ends early."""
+    node = root
+    for name in str(key).split("."):
+        if not isinstance(node, CfgNode) or name not in node:
+            return None
+        node = node[name]
+    return node
+
+
+def _assign(root, key, value, where):
+    path, _, name = str(key).rpartition(".")
+    node = _find(root, path) if path else root
+    if not isinstance(node, CfgNode) or name not in node:
+        raise ConfigError(f"Unknown config key {key}{where}; do you mean {nearest(key, flatten(root))}?")
+    node[name] = _fit(key, value, node[name], where)
+
+
+def _fit(key, value, default, where):
+    """`value`, read and converted to the type of `default`."""
+    given = _read(value)
+    if isinstance(default, CfgNode):
+        raise ConfigError(
+            f"{key}{where} is a group of options; set one of {', '.join(flatten(default, f'{key}.'))}"
+        )
+    if isinstance(default, str) and isinstance(value, str) and given is not None:
+        return given if isinstance(given, str) else value
+    if given is None or default is None or type(given) is type(default):
+        return given
+    for wanted, accepted in ((float, int), (tuple, list), (list, tuple)):
+        if type(default) is wanted and type(given) is accepted:
+            return wanted(given)
+    kind = type(default).__name__
+    raise ConfigError(
+        f"{key}{where} must be a {kind} like {default!r}, not {given!r} ({type(given).__name__})"
+    )
+
+
+def _read(value):
+    if not isinstance(value, str):
+        return value
+    try:
+        return literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value

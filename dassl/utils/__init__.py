@@ -1,0 +1,53 @@
+from .errors import MissingFile, UnknownName, UserError
+from .logger import Logger, setup_logger
+from .meters import AverageMeter, MetricMeter
+from .registry import Registry
+from .tools import (
+    check_isfile,
+    collect_env_info,
+    listdir_nohidden,
+    mkdir_if_missing,
+    nearest,
+    read_image,
+    read_json,
+    set_random_seed,
+    tolist_if_not,
+    write_atomic,
+    write_json,
+)
+from .torchtools import (
+    count_num_param,
+    load_checkpoint,
+    load_pretrained_weights,
+    resume_from_checkpoint,
+    save_atomic,
+    save_checkpoint,
+)
+
+__all__ = [
+    "AverageMeter",
+    "Logger",
+    "MetricMeter",
+    "MissingFile",
+    "Registry",
+    "UnknownName",
+    "UserError",
+    "check_isfile",
+    "collect_env_info",
+    "count_num_param",
+    "listdir_nohidden",
+    "load_checkpoint",
+    "load_pretrained_weights",
+    "mkdir_if_missing",
+    "nearest",
+    "read_image",
+    "read_json",
+    "resume_from_checkpoint",
+    "save_atomic",
+    "save_checkpoint",
+    "set_random_seed",
+    "setup_logger",
+    "tolist_if_not",
+    "write_atomic",
+    "write_json",
+]

@@ -1,0 +1,115 @@
+"""Files, seeds and names: the small things everything else uses."""
+
+import difflib
+import json
+import os
+import platform
+import random
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from .errors import MissingFile, UserError
+
+
+def nearest(name, names):
+    """The entry of `names` that looks most like `name`, ignoring case; "" if there are none."""
+
+    def likeness(other):
+        return difflib.SequenceMatcher(None, str(name).lower(), str(other).lower()).ratio()
+
+    return max(names, key=likeness, default="")
+
+
+def write_atomic(path, content):
+    """Write bytes, or what `content(file)` writes, beside `path`, then rename, so that no one sees half a file.
+
+    Errors: OSError that carries the path (a full disk: ENOSPC); what was written so far is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes private files
+        os.replace(beside, path)
+    except BaseException as error:
+        Path(beside).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def mkdir_if_missing(dirname):
+    if dirname:
+        os.makedirs(dirname, exist_ok=True)
+
+
+def check_isfile(fpath):
+    """Whether `fpath` is a file; warns if not, as upstream does."""
+    found = os.path.isfile(fpath)
+    if not found:
+        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
+    return found
+
+
+def listdir_nohidden(path, sort=False):
+    names = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(names) if sort else names
+
+
+def read_json(fpath):
+    with open(fpath, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_json(obj, fpath):
+    write_atomic(fpath, (json.dumps(obj, indent=4) + "\n").encode())
+
+
+def read_image(path):
+    """The image at `path` as RGB. UserError names the file if it is missing or does not decode."""
+    try:
+        return Image.open(path).convert("RGB")
+    except FileNotFoundError as error:
+        raise MissingFile(f'No image at "{path}"; DATASETS.md says where each file belongs') from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f'Cannot read the image "{path}" ({reason}); copy or download it again') from error
+
+
+def tolist_if_not(x):
+    return x if isinstance(x, list) else [x]
+
+
+def set_random_seed(seed):
+    """Seed Python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # covers every CUDA device
+
+
+def collect_env_info():
+    """Versions and hardware, one per line."""
+    cuda = torch.version.cuda or "none"
+    lines = [
+        f"Python {platform.python_version()} on {platform.platform()}",
+        f"PyTorch {torch.__version__} (CUDA {cuda}), numpy {np.__version__}, Pillow {PIL.__version__}",
+        f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+    ]
+    lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return "\n".join(lines)

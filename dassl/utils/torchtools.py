@@ -1,0 +1,119 @@
+"""Checkpoints in upstream's layout: `<folder>/model.pth.tar-<epoch>`, and `checkpoint`, which names the last."""
+
+import io
+import os
+import warnings
+from collections import Counter, defaultdict
+
+import torch
+
+from .errors import MissingFile, UserError
+from .tools import write_atomic
+
+# Upstream's warm-up schedulers pickled their successor and with it the optimizer; reading them needs the classes.
+_OLD_CHECKPOINT_CLASSES = [
+    Counter,
+    defaultdict,
+    dict,
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.lr_scheduler.CosineAnnealingLR,
+    torch.optim.lr_scheduler.StepLR,
+    torch.optim.lr_scheduler.MultiStepLR,
+]
+
+
+def save_atomic(state, path):
+    """`torch.save` that leaves the old file or the new one: serialised in memory, then written beside."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def _without_module(state_dict):
+    """Keys as they are outside DataParallel."""
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
+    """Save a dict with keys state_dict, epoch (1-based), ... as `model_name` or model.pth.tar-<epoch>."""
+    if remove_module_from_keys:
+        state = {**state, "state_dict": _without_module(state["state_dict"])}
+    name = model_name or f"model.pth.tar-{state['epoch']}"
+    path = os.path.join(save_dir, name)
+    save_atomic(state, path)
+    print(f"Checkpoint saved to {path}")
+    write_atomic(os.path.join(save_dir, "checkpoint"), f"{name}\n".encode())
+    if is_best:
+        best = os.path.join(save_dir, "model-best.pth.tar")
+        save_atomic(state, best)
+        print(f'Best checkpoint saved to "{best}"')
+
+
+def load_checkpoint(fpath):
+    """Read a checkpoint on the CPU, weights only; upstream's, with a scheduler object inside, as well.
+
+    Errors: ValueError if None, MissingFile, UserError if the file does not read.
+    """
+    if fpath is None:
+        raise ValueError("File path is None")
+    if not os.path.exists(fpath):
+        raise MissingFile(f'File is not found at "{fpath}"; check the folder and the epoch')
+    try:
+        with torch.serialization.safe_globals(_OLD_CHECKPOINT_CLASSES):
+            return torch.load(fpath, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f'Unable to load checkpoint from "{fpath}" ({reason}); remove it or name another'
+        ) from error
+
+
+def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
+    """Load what `<fdir>/checkpoint` names into the three parts; returns the number of finished epochs."""
+    pointer = os.path.join(fdir, "checkpoint")
+    if not os.path.isfile(pointer):
+        raise MissingFile(
+            f'No file "{pointer}" to say which checkpoint is the last; choose another --output-dir'
+        )
+    with open(pointer, encoding="utf-8") as file:
+        path = os.path.join(fdir, file.readline().strip())
+    print(f'Loading checkpoint from "{path}"')
+    checkpoint = load_checkpoint(path)
+    model.load_state_dict(checkpoint["state_dict"])
+    print("Loaded model weights")
+    for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+        if part is not None and checkpoint.get(name) is not None:
+            part.load_state_dict(checkpoint[name])
+            print(f"Loaded {name}")
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def load_pretrained_weights(model, weight_path):
+    """Load the entries of a state dict (bare, or under "state_dict") that fit the model by name and shape."""
+    checkpoint = load_checkpoint(weight_path)
+    weights = _without_module(checkpoint.get("state_dict", checkpoint))
+    own = model.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        warnings.warn(f"Cannot load {weight_path} (no entry fits by name and shape)", stacklevel=2)
+        return
+    model.load_state_dict(fitting, strict=False)
+    print(f"Successfully loaded pretrained weights from {weight_path}")
+    discarded = [key for key in weights if key not in fitting]
+    if discarded:
+        print(f"Layers discarded due to unmatched keys or size: {discarded}")
+
+
+def count_num_param(model=None, params=None):
+    """Number of parameters of a module, or of an iterable of tensors or optimizer groups."""
+    if model is not None:
+        return sum(p.numel() for p in model.parameters())
+    if params is None:
+        raise ValueError("model and params must not both be None")
+    groups = [p["params"] if isinstance(p, dict) else p for p in params]
+    tensors = [t for group in groups for t in ([group] if isinstance(group, torch.Tensor) else group)]
+    return sum(tensor.numel() for tensor in tensors)
