@@ -1,0 +1,290 @@
+"""Where weights come from: names -> URL and SHA-256, download, verification, reading, and the embedded model.
+
+Downloads go to `CLIP_CACHE` (default ~/.cache/clip). A file gets its final name only after its SHA-256 was
+checked, and nothing that is already there is overwritten.
+"""
+
+import errno
+import hashlib
+import os
+import time
+import warnings
+import zipfile
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+EMBEDDED = Path(__file__).with_name("embedded.safetensors")
+EMBEDDED_URL = "embedded:ViT-XS-16-icons.pt"
+VOCABULARY = 49408
+TRIES = 4  # failures in a row without a new byte
+WAIT_SECONDS = 1.0  # before the second try; doubles from try to try
+BLOCK = 1 << 20  # bytes
+
+
+class WeightsError(OSError, RuntimeError):
+    """Weights that can't be had or read: RuntimeError as OpenAI's, and OSError, which commands report."""
+
+
+class UnknownModel(WeightsError, KeyError):
+    """A name that is in no table of models; a KeyError too, as `_MODELS[name]` raises elsewhere."""
+
+
+class ModelTable(dict):
+    """{name: URL}, as OpenAI's `_MODELS`, that answers an unknown name with the nearest one."""
+
+    def __missing__(self, name):
+        name = str(name)
+        by_lower = {known.lower(): known for known in self}
+        near = get_close_matches(name.lower(), by_lower, n=1)
+        hint = f"did you mean {by_lower[near[0]]!r}?" if near else "a path has to name an existing file"
+        if name.upper().startswith("RN"):
+            hint = "ResNets aren't here, only ViT backbones"
+        raise UnknownModel(f"Model {name} not found; available models = {list(self)}; {hint}")
+
+
+_OPENAI = "https://openaipublic.azureedge.net/clip/models"  # <SHA-256 of the file>/<file>
+MODELS = ModelTable(
+    {
+        "ViT-B/32": f"{_OPENAI}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+        "ViT-B/16": f"{_OPENAI}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
+        "ViT-L/14": f"{_OPENAI}/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+        "ViT-L/14@336px": (
+            f"{_OPENAI}/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt"
+        ),
+        "ViT-XS/16-icons": EMBEDDED_URL,
+    }
+)
+
+
+# ---- download ----
+
+
+def download(url, root=None):
+    """The path (str) of the verified file behind `url`; downloads it if `root` or the cache lacks it.
+
+    The last two parts of `url` are the file's SHA-256 and name, as in OpenAI's. A download that broke off
+    goes on where it stopped. Raises WeightsError for what can't be downloaded, has another SHA-256 or is no
+    regular file.
+    """
+    folder = Path(root or os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    if url == EMBEDDED_URL:
+        return str(_embedded_as_pt(folder))
+    sha256, name = url.split("/")[-2:]
+    if len(sha256) != 64:
+        raise WeightsError(f"{url} doesn't end in <SHA-256>/<file>, so the file could not be verified")
+    target = folder / name
+    if not target.exists():
+        with _alone(folder / f"{name}.lock"):
+            if not target.exists():  # another run may have downloaded it meanwhile
+                _fetch(url, sha256, target)
+    _verify(target, sha256)
+    return str(target)
+
+
+def _fetch(url, sha256, target):
+    """Downloads into `<target>.part`, however often the connection breaks; checks the SHA-256; renames."""
+    part = target.with_name(f"{target.name}.part")
+    failures = 0
+    while True:
+        size = part.stat().st_size if part.exists() else 0
+        try:
+            _append_rest(url, part, size)
+            break
+        except (OSError, HTTPException) as error:
+            if (
+                getattr(error, "code", None) == 416
+            ):  # nothing behind byte `size`: the SHA-256 says if that is all
+                break
+            failures = 1 if part.exists() and part.stat().st_size > size else failures + 1
+            if failures == TRIES or not _may_pass(error):
+                advice = f"run again to go on where it stopped, or put the file at {target}"
+                raise WeightsError(f"can't download {url} to {part}: {error}; {advice}") from error
+            time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
+    found = _sha256(part)
+    if found != sha256:
+        part.unlink()
+        advice = "it was deleted; run again, and if this repeats look for a proxy that changes it"
+        raise WeightsError(f"the file from {url} has the wrong SHA-256 {found}: {advice}")
+    os.replace(part, target)
+    _remember(target, sha256)
+
+
+def _append_rest(url, part, size):
+    """Appends to `part` what `url` holds behind byte `size`; starts anew where the server can't do that."""
+    request = Request(url, headers={"Range": f"bytes={size}-"} if size else {})
+    with urlopen(request, timeout=30) as response:
+        resumed = getattr(response, "status", None) == 206
+        done = size if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with (
+            open(part, "ab" if resumed else "wb") as out,
+            tqdm(
+                total=total, initial=done, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024
+            ) as bar,
+        ):
+            while block := response.read(BLOCK):
+                done += out.write(block)
+                bar.update(len(block))
+    if total and done < total:
+        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _may_pass(error):
+    """Whether another try can help: not against a wrong address (4xx) or a full or protected disk."""
+    hopeless = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    return getattr(error, "code", 500) >= 500 and getattr(error, "errno", None) not in hopeless
+
+
+def _verify(path, sha256):
+    """Believes `path` if it has that SHA-256, or had it when it was hashed and is untouched since."""
+    if not path.is_file():
+        raise WeightsError(f"{path} exists and is not a regular file")
+    stamp = _stamp(path)
+    if stamp.is_file() and stamp.read_text() == _identity(path, sha256):
+        return
+    found = _sha256(path)
+    if found != sha256:
+        raise WeightsError(
+            f"{path} has the SHA-256 {found} instead of {sha256}: move it away to download it anew, "
+            "set CLIP_CACHE to another folder, or load it by its path if it is your own"
+        )
+    _remember(path, sha256)
+
+
+def _remember(path, sha256):
+    with suppress(OSError), _written_beside(_stamp(path)) as beside:  # a read-only cache is hashed every time
+        beside.write_text(_identity(path, sha256))
+
+
+def _stamp(path):
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _identity(path, sha256):
+    status = path.stat()
+    return f"{sha256} {status.st_size} {status.st_mtime_ns}\n"
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(lock):
+    """Runs started together take turns, except where locks don't exist (some network folders, Windows)."""
+    with open(lock, "ab") as file:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _written_beside(path):
+    """Yields a path to write to; it becomes `path` at the end, and is removed if the writing fails."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# ---- reading ----
+
+
+def read_state_dict(path):
+    """{key: tensor on the CPU} of a TorchScript archive, a state dict, a checkpoint or a .safetensors file.
+
+    Of a checkpoint its "state_dict" is taken; the compact form of the embedded model is unpacked; nothing but
+    tensors is unpickled. Raises WeightsError, naming the file, if it is missing, incomplete or another thing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weights file at {path}")
+    try:
+        state_dict = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except Exception as error:  # the readers raise half a dozen types, some with pages of C++ frames
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"{path} is incomplete or no weights file ({reason}): replace it") from error
+    if isinstance(state_dict, dict):
+        state_dict = state_dict.get("state_dict", state_dict)
+    if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise WeightsError(f"{path} holds no state dict: it has to map names to tensors")
+    return unpack_embedded(state_dict) if "token_embedding.rows" in state_dict else dict(state_dict)
+
+
+def _read_torch(path):
+    if not _is_torchscript(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch.jit is deprecated, but OpenAI's files are TorchScript archives
+        return dict(torch.jit.load(path, map_location="cpu").state_dict())
+
+
+def _is_torchscript(path):
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+# ---- the embedded model ----
+
+
+def pack_embedded(state_dict, used_rows):
+    """OpenAI's keys -> the compact form of clip/embedded.safetensors: fp16, and only the trained token rows.
+
+    `used_rows` are the token ids that occurred in training (list or tensor, any order, repeats allowed). They
+    become `token_embedding.rows` (R,) int32, and `token_embedding.weight` shrinks to (R, width).
+    """
+    rows = torch.as_tensor(used_rows).flatten().unique().cpu()  # (R,) sorted
+    packed = {
+        key: value.detach().cpu().to(torch.float16, copy=True).contiguous()
+        for key, value in state_dict.items()
+    }
+    packed["token_embedding.weight"] = packed["token_embedding.weight"][rows.long()]
+    packed["token_embedding.rows"] = rows.int()
+    return packed
+
+
+def unpack_embedded(packed):
+    """The inverse of pack_embedded, in fp16. A token that training never saw gets the mean of the others."""
+    state_dict = dict(packed)
+    rows = state_dict.pop("token_embedding.rows").long()  # (R,)
+    trained = state_dict["token_embedding.weight"]  # (R, width)
+    table = trained.float().mean(dim=0).to(trained.dtype).repeat(VOCABULARY, 1)  # (vocabulary, width)
+    table[rows] = trained
+    state_dict["token_embedding.weight"] = table
+    return state_dict
+
+
+def _embedded_as_pt(folder):
+    """The embedded model as a plain state dict in `folder`, for trainers that open weights with torch.load.
+
+    The name holds the SHA-256 of the embedded file, so a new one is unpacked anew.
+    """
+    if not EMBEDDED.is_file():
+        raise WeightsError(f"the embedded model {EMBEDDED} is missing: restore it from the repository")
+    stem, suffix = EMBEDDED_URL.removeprefix("embedded:").split(".")
+    target = folder / f"{stem}-{_sha256(EMBEDDED)[:16]}.{suffix}"
+    if not target.is_file():
+        with _written_beside(target) as beside:
+            torch.save(read_state_dict(EMBEDDED), beside)
+    return target
