@@ -1,0 +1,46 @@
+# Every target does its own set-up: a virtual environment in .venv with what the requirements files name.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin/python
+PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint table clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset, print the table
+	@PYTHON=$(BIN) bash scripts/demo.sh
+
+test: $(VENV)/test.stamp  ## run the test suite
+	@$(BIN) -m pytest
+
+lint: $(VENV)/test.stamp  ## check style and formatting
+	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .
+
+table: $(VENV)/run.stamp  ## results of all runs under output/
+	@$(BIN) parse_test_res.py output
+
+clean:  ## remove the virtual environment and caches, never results
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed; say where it is: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear --without-pip $(VENV)
+	@$(BIN) -m ensurepip >/dev/null 2>&1 || $(PYTHON) -m pip --quiet --python $(BIN) install pip || { \
+	  echo "This Python has no pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/run.stamp: requirements.txt $(VENV)/python.stamp
+	@echo "Installing requirements.txt (a few minutes the first time)"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/test.stamp: requirements-test.txt $(VENV)/run.stamp
+	@echo "Installing requirements-test.txt"
+	@$(PIP) -r requirements-test.txt
+	@touch $@

@@ -1,0 +1,93 @@
+# Shared by all scripts (sourced, not run): settings, output folders, and the one place where a run is started.
+set -euo pipefail
+SCRIPT=$(realpath "$0")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+SCRIPT=${SCRIPT#"$(pwd -P)"/}
+
+if [ -x .venv/bin/python ]; then PYTHON=${PYTHON:-.venv/bin/python}; fi
+PYTHON=${PYTHON:-python3}
+DATA=${DATA:-./data}
+OUTPUT=${OUTPUT:-./output}
+TRAINER=${TRAINER:-SkipTuning}
+SHOTS=${SHOTS:-16}
+SEEDS=${SEEDS:-1 2 3}
+
+TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
+VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
+failed=
+
+# arguments NAMES LEAST MOST "$@": stops with a usage line unless the script got LEAST to MOST arguments.
+arguments() {
+  if (($# - 3 < $2 || $# - 3 > $3)) || [[ ${4:-} == -* ]]; then
+    echo "usage: [DATA=... CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
+    exit 2
+  fi
+}
+
+# place STAGE DATASET SEED: sets cfg, the name of the trainer's YAML file, and folder, where the run leaves its files.
+place() {
+  case $1:$2 in
+    xd_*) cfg=${CFG:-vit_b16_xd} ;;
+    *:emoji) cfg=${CFG:-embedded} ;;
+    few_shot:*) cfg=${CFG:-vit_b16_few_shot} ;;
+    *) cfg=${CFG:-vit_b16} ;;
+  esac
+  case $1 in
+    base2new_train) folder=base2new/train_base/$2/shots_$SHOTS/$TRAINER/$cfg ;;
+    base2new_test) folder=base2new/test_new/$2/shots_$SHOTS/$TRAINER/$cfg ;;
+    few_shot) folder=few_shot/$2/$TRAINER/${cfg}_${SHOTS}shots ;;
+    xd_train) folder=imagenet/$TRAINER/${cfg}_${SHOTS}shots ;;
+    xd_test) folder=evaluation/$TRAINER/${cfg}_${SHOTS}shots/$2 ;;
+  esac
+  folder=$OUTPUT/$folder/seed$3
+}
+
+# trained STAGE DATASET SEED COMMAND: sets folder to that finished training, or stops and names the command for it.
+trained() {
+  place "$1" "$2" "$3"
+  if [ ! -e "$folder/result.json" ]; then
+    echo "Error: no finished training in $folder; run this first, with the same settings: bash scripts/skip/$4" >&2
+    exit 1
+  fi
+}
+
+# run STAGE DATASET SEED: one call of train.py, which skips a finished run and resumes an unfinished one.
+run() {
+  local stage=$1 dataset=$2 seed=$3 classes=all cfg folder
+  set --
+  case $stage in
+    base2new_train) classes=base ;;
+    base2new_test)
+      classes=new
+      trained base2new_train "$dataset" "$seed" "base2new_train.sh $dataset $seed"
+      set -- --eval-only --model-dir "$folder" ;;
+    xd_test)
+      trained xd_train imagenet "$seed" "xd_train.sh $seed"
+      set -- --eval-only --model-dir "$folder" ;;
+  esac
+  place "$stage" "$dataset" "$seed"
+  "$PYTHON" train.py --root "$DATA" --seed "$seed" --trainer "$TRAINER" \
+    --dataset-config-file "configs/datasets/$dataset.yaml" \
+    --config-file "configs/trainers/$TRAINER/$cfg.yaml" \
+    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$SHOTS" DATASET.SUBSAMPLE_CLASSES "$classes"
+}
+
+# attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.
+attempt() {
+  local status=0
+  echo "== $*"
+  bash "scripts/skip/$1" "${@:2}" || status=$?
+  if ((status == 130)); then exit 130; fi
+  if ((status)); then failed+="  bash scripts/skip/$*"$'\n'; fi
+}
+
+# report FOLDER...: the tables, then what failed; the exit code says whether all is there.
+report() {
+  local status=0 root
+  for root; do "$PYTHON" parse_test_res.py "$root" || status=1; done
+  if [ -n "$failed" ]; then
+    printf 'These runs failed:\n%s' "$failed" >&2
+    status=1
+  fi
+  exit $status
+}

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Three methods, three seeds, base-to-new on the embedded dataset with the embedded model, then the table.
+OUTPUT=${OUTPUT:-output/demo}
+CFG=embedded
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+arguments "" 0 0 "$@"
+export OUTPUT CFG TRAINER PYTHON PYTHONUNBUFFERED=1
+
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
+trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
+
+# progress LABEL: reads a run's output and keeps one line up to date, which ends with the accuracy.
+progress() {
+  local line live= accuracy=
+  if [ -t 1 ]; then live=$'\r\033[K'; fi
+  trap '' INT  # the run decides when it is over, also after Ctrl-C
+  if [ -n "$live" ]; then printf '%s' "$1"; fi
+  while IFS= read -r line; do
+    case $line in
+      "epoch ["*) if [ -n "$live" ]; then printf '%s%s, %s]' "$live" "$1" "${line%%]*}"; fi ;;
+      "* accuracy: "* | "Finished before: "*) accuracy=${line##* } ;;
+    esac
+  done
+  printf '%s%s: %s\n' "$live" "$1" "${accuracy:-no result}"
+}
+
+count=0
+set -- $SEEDS
+total=$(($# * 6))
+for seed; do
+  for TRAINER in ZeroshotCLIP FinetuneCLIP SkipTuning; do
+    for stage in base2new_train base2new_test; do
+      count=$((count + 1))
+      if [ $stage = base2new_train ]; then classes=base; else classes=new; fi
+      place $stage emoji "$seed"
+      # starting Python only to be told that a run is finished takes seconds, so ask that only if a setting is newer
+      if [ "$folder/result.json" -nt "configs/trainers/$TRAINER/$cfg.yaml" ]; then continue; fi
+      bash scripts/skip/$stage.sh emoji "$seed" 2>"$errors" |
+        progress "[$count/$total] $TRAINER, seed $seed, $classes classes" || {
+        tail -n 3 "$errors" >&2
+        exit 1
+      }
+    done
+  done
+done
+"$PYTHON" parse_test_res.py "$OUTPUT"
