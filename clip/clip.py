@@ -38,9 +38,11 @@ def load(name, device=DEFAULT_DEVICE, jit=False, download_root=None):
     path = name if own_file else _download(_MODELS[name], download_root)
     state_dict = read_state_dict(path)
     try:
-        model = build_model(state_dict).to(device)
+        model = build_model(state_dict)
     except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path} doesn't hold the weights of a CLIP with a ViT: {error}") from error
+        reason = " ".join(str(error).split())  # missing and unexpected keys come on lines of their own
+        raise WeightsError(f"{path} doesn't hold the weights of a CLIP with a ViT: {reason}") from error
+    model.to(device)
     if torch.device(device).type == "cpu":
         model.float()
     return model, _transform(model.visual.input_resolution)

@@ -1,0 +1,496 @@
+import errno
+import hashlib
+import os
+import pickle
+import random
+import re
+import threading
+import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import clip
+from clip import clip as submodule
+from clip import weights
+from clip.clip import _MODELS, _download
+from clip.model import build_model
+from clip.simple_tokenizer import SimpleTokenizer
+from clip.weights import WeightsError, pack_embedded, read_state_dict, unpack_embedded
+
+CONTENT = random.Random(0).randbytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+EMBEDDED_NAME = "ViT-XS/16-icons"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT under any path. `cuts` are numbers of bytes after which the next answers break off."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.ranges, self.cuts, self.knows_ranges, self.status = [], [], True, 200
+        self.url = f"http://127.0.0.1:{self.server_port}/{SHA256}/model.pt"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, requested = self.server, self.headers.get("Range")
+        server.ranges.append(requested)
+        start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1]) if requested and server.knows_ranges else 0
+        status = server.status
+        if status == 200 and start:
+            status = 206 if start < len(CONTENT) else 416
+        body = CONTENT[start:] if status < 400 else b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(weights, "WAIT_SECONDS", 0)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+# ---- names ----
+
+
+def test_the_names_are_openais_vits_and_the_embedded_model():
+    names = ["ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", EMBEDDED_NAME]
+    assert clip.available_models() == names
+    for name in names[:-1]:
+        file = name.replace("/", "-").replace("@", "-")
+        pattern = rf"https://openaipublic\.azureedge\.net/clip/models/[0-9a-f]{{64}}/{file}\.pt"
+        assert re.fullmatch(pattern, _MODELS[name])
+
+
+def test_forks_find_openais_functions_where_they_look_for_them():
+    assert submodule.load is clip.load and submodule.tokenize is clip.tokenize
+    assert submodule.build_model is build_model
+    assert isinstance(submodule._tokenizer, SimpleTokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("ViT-B-16", "ViT-B/16"), ("vit-l14", "ViT-L/14"), ("ViT-B/8", "ViT-B/")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name, near):
+    with pytest.raises(RuntimeError, match=re.escape(f"did you mean '{near}")) as caught:
+        clip.load(name)
+    assert str(caught.value).startswith(f"Model {name} not found; available models = ['ViT-B/32', ")
+    assert isinstance(caught.value, OSError)  # what commands report in one line
+    with pytest.raises(KeyError):
+        _MODELS[name]
+
+
+def test_a_resnet_is_refused_with_the_reason():
+    with pytest.raises(WeightsError, match="RN50 not found.*only ViT backbones"):
+        clip.load("RN50")
+
+
+def test_jit_is_refused():
+    with pytest.raises(RuntimeError, match="jit=False"):
+        clip.load("ViT-B/32", jit=True)
+
+
+# ---- download ----
+
+
+def test_a_fresh_download_is_verified_and_never_repeated(server, tmp_path):
+    path = _download(server.url, root=str(tmp_path / "new" / "cache"))
+    assert path == str(tmp_path / "new" / "cache" / "model.pt")
+    assert (tmp_path / "new" / "cache" / "model.pt").read_bytes() == CONTENT
+    assert not list(tmp_path.rglob("*.part"))
+    assert _download(server.url, root=str(tmp_path / "new" / "cache")) == path
+    assert server.ranges == [None]
+
+
+def test_the_cache_folder_is_looked_up_at_call_time(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "cache"))
+    assert _download(server.url) == str(tmp_path / "cache" / "model.pt")
+    monkeypatch.delenv("CLIP_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _download(server.url) == str(tmp_path / ".cache" / "clip" / "model.pt")
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, tmp_path):
+    server.cuts = [100_000, 50_000]
+    path = _download(server.url, root=tmp_path)
+    assert server.ranges == [None, "bytes=100000-", "bytes=150000-"]
+    assert Path(path).read_bytes() == CONTENT
+
+
+def test_a_killed_run_is_taken_up_by_the_next_one(server, tmp_path):
+    (tmp_path / "model.pt.part").write_bytes(CONTENT[:123_456])
+    path = _download(server.url, root=tmp_path)
+    assert server.ranges == ["bytes=123456-"]
+    assert Path(path).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_already_whole_is_accepted(server, tmp_path):
+    (tmp_path / "model.pt.part").write_bytes(CONTENT)
+    assert Path(_download(server.url, root=tmp_path)).read_bytes() == CONTENT
+
+
+def test_a_server_that_knows_no_ranges_starts_anew(server, tmp_path):
+    server.knows_ranges, server.cuts = False, [200_000]
+    assert Path(_download(server.url, root=tmp_path)).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=200000-"]
+
+
+def test_a_wrong_file_is_refused_and_nothing_is_left(server, tmp_path):
+    url = server.url.replace(SHA256, "0" * 64)
+    with pytest.raises(RuntimeError, match=f"wrong SHA-256 {SHA256}.*run again"):
+        _download(url, root=tmp_path)
+    assert not (tmp_path / "model.pt").exists() and not (tmp_path / "model.pt.part").exists()
+
+
+def test_a_part_of_another_file_is_refused_and_the_next_run_is_fresh(server, tmp_path):
+    (tmp_path / "model.pt.part").write_bytes(b"x" * 1000)
+    with pytest.raises(WeightsError, match="wrong SHA-256"):
+        _download(server.url, root=tmp_path)
+    assert Path(_download(server.url, root=tmp_path)).read_bytes() == CONTENT
+
+
+def test_a_users_own_file_is_not_overwritten(server, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"my own weights")
+    with pytest.raises(
+        RuntimeError, match=r"model\.pt has the SHA-256 .* move it away .*load it by its path"
+    ):
+        _download(server.url, root=tmp_path)
+    assert (tmp_path / "model.pt").read_bytes() == b"my own weights"
+    assert server.ranges == []
+
+
+def test_a_file_is_hashed_once_and_again_when_it_was_touched(server, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    path.write_bytes(CONTENT)
+    hashed = []
+    original = weights._sha256
+    monkeypatch.setattr(weights, "_sha256", lambda p: hashed.append(p.name) or original(p))
+    for _ in range(3):
+        _download(server.url, root=tmp_path)
+    assert hashed == ["model.pt"]
+    path.write_bytes(CONTENT[:-1] + b"\0")  # the same size
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(WeightsError, match="has the SHA-256"):
+        _download(server.url, root=tmp_path)
+
+
+def test_a_folder_in_the_files_place_is_refused(server, tmp_path):
+    (tmp_path / "model.pt").mkdir()
+    with pytest.raises(RuntimeError, match="exists and is not a regular file"):
+        _download(server.url, root=tmp_path)
+
+
+def test_file_urls_work(tmp_path):
+    source = tmp_path / SHA256 / "model.pt"
+    source.parent.mkdir()
+    source.write_bytes(CONTENT)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "model.pt.part").write_bytes(b"rest of an earlier try")
+    assert Path(_download(source.as_uri(), root=tmp_path / "cache")).read_bytes() == CONTENT
+
+
+def test_a_url_without_sha256_is_refused():
+    with pytest.raises(WeightsError, match="could not be verified"):
+        _download("http://127.0.0.1:1/models/model.pt")
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, weights.TRIES)])
+def test_a_failing_server_is_named_and_asked_again_only_if_that_can_help(server, tmp_path, status, requests):
+    server.status = status
+    with pytest.raises(
+        OSError, match=f"can't download {server.url} .*{status}.*put the file at {tmp_path}/model.pt"
+    ):
+        _download(server.url, root=tmp_path)
+    assert len(server.ranges) == requests
+
+
+def test_a_full_disk_is_reported_at_once(tmp_path, monkeypatch):
+    calls = []
+
+    def full(*_):
+        calls.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights, "_append_rest", full)
+    with pytest.raises(WeightsError, match="No space left on device"):
+        _download(f"http://127.0.0.1:1/{SHA256}/model.pt", root=tmp_path)
+    assert len(calls) == 1
+
+
+def test_runs_started_together_download_once(server, tmp_path):
+    threads = [threading.Thread(target=_download, args=(server.url, tmp_path)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.ranges == [None]
+    assert (tmp_path / "model.pt").read_bytes() == CONTENT
+
+
+# ---- reading ----
+
+
+@pytest.fixture
+def state_dict(make_clip):
+    return make_clip(vocab_size=600).state_dict()
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
+
+
+def test_state_dicts_checkpoints_and_safetensors_are_read(state_dict, tmp_path):
+    torch.save(state_dict, tmp_path / "plain.pt")
+    torch.save({"state_dict": state_dict, "epoch": 3}, tmp_path / "model.pth.tar-3")
+    save_file(state_dict, tmp_path / "model.safetensors")
+    for name in ["plain.pt", "model.pth.tar-3", "model.safetensors"]:
+        assert_same(read_state_dict(tmp_path / name), state_dict)
+        assert_same(read_state_dict(str(tmp_path / name)), state_dict)
+
+
+def torchscript(model, path):
+    """Saves what OpenAI saves: a traced model that holds three integers beside its weights."""
+    del model.context_length, model.vocab_size
+    for name, value in dict(input_resolution=32, context_length=77, vocab_size=600).items():
+        model.register_buffer(name, torch.tensor(value))
+    text = torch.zeros(1, 77, dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(model, (torch.zeros(1, 3, 32, 32), text), check_trace=False).save(str(path))
+
+
+def test_a_torchscript_archive_is_read_quietly_and_builds_the_model(make_clip, tmp_path):
+    model = make_clip(vocab_size=600)
+    expected = model.state_dict()
+    torchscript(model, tmp_path / "jit.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_state_dict(tmp_path / "jit.pt")
+    assert_same(build_model(found).state_dict(), build_model(expected).state_dict())
+    scalars = {key: int(found.pop(key)) for key in ("input_resolution", "context_length", "vocab_size")}
+    assert scalars == dict(input_resolution=32, context_length=77, vocab_size=600)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["plain.pt", "jit.pt", "model.safetensors"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+def test_an_incomplete_file_is_one_line_that_names_it(make_clip, tmp_path, name, keep):
+    model, path = make_clip(vocab_size=600), tmp_path / name
+    if name == "jit.pt":
+        torchscript(model, path)
+    elif name == "plain.pt":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    os.truncate(path, int(keep * path.stat().st_size))
+    with pytest.raises(WeightsError, match=re.escape(str(path))) as caught:
+        read_state_dict(path)
+    assert "incomplete" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"<html>sign in first</html>", b"PK\x03\x04", CONTENT[:5000]])
+def test_a_file_that_is_something_else_is_one_line_that_names_it(tmp_path, content):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=re.escape(str(path))) as caught:
+        read_state_dict(path)
+    assert "\n" not in str(caught.value)
+
+
+class Sly:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Sly()}, "sly.pt")
+    with pytest.raises(WeightsError, match=r"sly\.pt"):
+        read_state_dict("sly.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3, {"state_dict": 5}, {"epoch": 3}, torch.zeros(2)])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"other\.pt holds no state dict"):
+        read_state_dict(tmp_path / "other.pt")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=f"no weights file at {tmp_path}/absent.pt"):
+        read_state_dict(tmp_path / "absent.pt")
+
+
+# ---- load ----
+
+
+def test_load_takes_a_path_and_returns_the_model_with_its_transform(make_clip, tmp_path):
+    state_dict = make_clip().state_dict()
+    torch.save(state_dict, tmp_path / "own.pt")
+    model, preprocess = clip.load(str(tmp_path / "own.pt"), device="cpu")
+    assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.visual.ln_pre.weight, state_dict["visual.ln_pre.weight"])
+    pixels = preprocess(Image.new("L", (50, 40), 255))
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
+    white = (1 - torch.tensor(clip.clip.PIXEL_MEAN)) / torch.tensor(clip.clip.PIXEL_STD)
+    torch.testing.assert_close(pixels, white[:, None, None].expand(3, 32, 32))
+
+
+def test_load_downloads_a_name_to_the_given_folder(make_clip, tmp_path, monkeypatch):
+    torch.save(make_clip(vocab_size=600).state_dict(), tmp_path / "model.pt")
+    sha256 = hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
+    (tmp_path / sha256).mkdir()
+    (tmp_path / "model.pt").rename(tmp_path / sha256 / "model.pt")
+    monkeypatch.setitem(_MODELS, "ViT-B/16", (tmp_path / sha256 / "model.pt").as_uri())
+    model, _ = clip.load("ViT-B/16", device="cpu", download_root=str(tmp_path / "cache"))
+    assert model.vocab_size == 600 and (tmp_path / "cache" / "model.pt").is_file()
+
+
+def test_load_refuses_weights_that_are_no_vit_clip_in_one_line_that_names_the_file(make_clip, tmp_path):
+    resnet = {"visual.layer1.0.conv1.weight": torch.zeros(1)}
+    image_tower = {key: value for key, value in make_clip().state_dict().items() if key.startswith("visual.")}
+    without_bias = {key: value for key, value in make_clip().state_dict().items() if key != "ln_final.bias"}
+    for name, state_dict in {"resnet.pt": resnet, "tower.pt": image_tower, "bias.pt": without_bias}.items():
+        torch.save(state_dict, tmp_path / name)
+        with pytest.raises(WeightsError, match=re.escape(f"{tmp_path / name} doesn't hold")) as caught:
+            clip.load(str(tmp_path / name), device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_the_transform_equals_open_clips_and_can_be_pickled():
+    ours = pickle.loads(pickle.dumps(clip.clip._transform(64)))
+    theirs = open_clip.image_transform(
+        64, is_train=False, mean=clip.clip.PIXEL_MEAN, std=clip.clip.PIXEL_STD, interpolation="bicubic"
+    )
+    noise = random.Random(1).randbytes(3 * 90 * 130)
+    for size in [(90, 130), (130, 90)]:
+        image = Image.frombytes("RGB", size, noise)
+        torch.testing.assert_close(ours(image), theirs(image))
+    assert ours(Image.new("RGBA", (70, 80))).shape == ours(Image.new("P", (64, 64))).shape == (3, 64, 64)
+
+
+# ---- the embedded model ----
+
+
+USED_ROWS = [49407, 320, 49406, 5, 320, 1929]
+
+
+@pytest.fixture
+def embedded(make_clip, tmp_path, monkeypatch):
+    """Stands in for clip/embedded.safetensors; returns (its path, the state dict it was packed from)."""
+    state_dict = make_clip().state_dict()
+    path = tmp_path / "package" / "embedded.safetensors"
+    path.parent.mkdir()
+    save_file(pack_embedded(state_dict, USED_ROWS), path)
+    monkeypatch.setattr(weights, "EMBEDDED", path)
+    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "cache"))
+    return path, state_dict
+
+
+def test_packing_keeps_the_used_rows_and_unpacking_gives_the_others_their_mean(make_clip):
+    state_dict = make_clip().state_dict()
+    packed = pack_embedded(state_dict, USED_ROWS)
+    table, rows = state_dict["token_embedding.weight"], sorted(set(USED_ROWS))
+    assert packed["token_embedding.rows"].dtype == torch.int32
+    assert packed["token_embedding.rows"].tolist() == rows
+    assert torch.equal(packed["token_embedding.weight"], table[rows].half())
+    found = unpack_embedded(packed)
+    assert found.keys() == state_dict.keys()
+    assert {value.dtype for value in found.values()} == {torch.float16}
+    assert torch.equal(found["token_embedding.weight"][rows], table[rows].half())
+    others = torch.ones(49408, dtype=torch.bool).index_fill(0, torch.tensor(rows), False)
+    mean = table[rows].half().float().mean(dim=0).half()
+    assert (found["token_embedding.weight"][others] == mean).all()
+    for key in state_dict.keys() - {"token_embedding.weight"}:
+        assert torch.equal(found[key], state_dict[key].half()), key
+    assert {key: value.dtype for key, value in state_dict.items()} == dict.fromkeys(state_dict, torch.float32)
+
+
+def test_used_rows_may_be_a_tensor_of_token_ids(make_clip):
+    state_dict = make_clip().state_dict()
+    packed = pack_embedded(state_dict, clip.tokenize(["a dog", "a cat"]))
+    assert packed["token_embedding.rows"].tolist() == [0, 320, 1929, 2368, 49406, 49407]
+
+
+def test_read_state_dict_unpacks_the_embedded_model(embedded):
+    path, state_dict = embedded
+    assert_same(read_state_dict(path), unpack_embedded(pack_embedded(state_dict, USED_ROWS)))
+
+
+def test_a_trainer_in_the_upstream_style_can_open_the_embedded_model(embedded):
+    path = _download(_MODELS[EMBEDDED_NAME])
+    with pytest.raises(RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.load(path, map_location="cpu")
+    state_dict = torch.load(path, map_location="cpu")
+    assert_same(state_dict, read_state_dict(embedded[0]))
+    assert build_model(state_dict).vocab_size == 49408
+
+
+def test_load_gives_the_embedded_model(embedded):
+    model, preprocess = clip.load(EMBEDDED_NAME, device="cpu")
+    assert torch.equal(model.visual.proj, embedded[1]["visual.proj"].half().float())
+    assert preprocess.transforms[0].size == model.visual.input_resolution == 32
+
+
+def test_the_unpacked_file_is_written_once_and_anew_when_the_embedded_model_changes(embedded, monkeypatch):
+    first = _download(_MODELS[EMBEDDED_NAME])
+    written = os.stat(first).st_mtime_ns
+    assert _download(_MODELS[EMBEDDED_NAME]) == first and os.stat(first).st_mtime_ns == written
+    path, state_dict = embedded
+    save_file(pack_embedded(state_dict, [1, 2]), path)
+    second = _download(_MODELS[EMBEDDED_NAME])
+    assert second != first
+    assert_same(torch.load(second), unpack_embedded(pack_embedded(state_dict, [1, 2])))
+
+
+def test_nothing_is_left_when_unpacking_is_interrupted(embedded, tmp_path, monkeypatch):
+    def broken(_, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        _download(_MODELS[EMBEDDED_NAME])
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_missing_embedded_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "EMBEDDED", tmp_path / "embedded.safetensors")
+    with pytest.raises(WeightsError, match="embedded.safetensors is missing"):
+        _download(_MODELS[EMBEDDED_NAME], root=tmp_path)
+
+
+@pytest.mark.skipif(not weights.EMBEDDED.is_file(), reason="clip/embedded.safetensors isn't built yet")
+def test_the_embedded_model_in_the_repository_has_the_promised_shape_and_size(tmp_path):
+    assert weights.EMBEDDED.stat().st_size <= 20e6
+    model, preprocess = clip.load(EMBEDDED_NAME, device="cpu", download_root=tmp_path)
+    towers = [model.visual.transformer, model.transformer]
+    assert [(t.width, t.layers, t.resblocks[0].attn.num_heads) for t in towers] == [
+        (192, 12, 3),
+        (128, 12, 2),
+    ]
+    assert model.visual.conv1.kernel_size == (16, 16) and model.visual.output_dim == 128
+    with torch.no_grad():
+        image = preprocess(Image.new("RGB", (64, 64), "red"))[None]
+        logits, _ = model(image, clip.tokenize(["a red icon.", "a photo of a dog."]))
+    assert image.shape == (1, 3, 64, 64) and logits.isfinite().all()
