@@ -1,0 +1,166 @@
+"""Splits as plain lists: the split file, few-shot selection, base and new classes.
+
+A split is {"train": items, "val": items, "test": items}; "val" may be absent. Paths are relative everywhere
+here, so nothing depends on where the images are.
+"""
+
+import hashlib
+import json
+import math
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from dassl.utils import UserError, read_json, write_atomic, write_json
+
+PARTS = ("train", "val", "test")
+
+
+class Item(NamedTuple):
+    """One image of a split, and one row of a split file."""
+
+    path: str  # relative to the image folder, "/" between its parts
+    label: int  # 0-based
+    classname: str  # readable; underscores stay until a prompt is built
+
+
+def read_split(path):
+    """Read a split file: {"train" | "val" | "test": [[path, label, class name], ...]}.
+
+    The order of its rows is kept: it decides which images a seed selects. Any other form raises UserError.
+    """
+    try:
+        rows = read_json(path)
+        return {part: [Item(file, int(label), name) for file, label, name in rows[part]] for part in PARTS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a split file (train, val and test as lists of [path, label, class name]): "
+            "get it again, see DATASETS.md"
+        ) from error
+
+
+def write_split(path, split):
+    """Write a split file that `read_split` gives back unchanged."""
+    write_json(split, path)
+
+
+def split_hash(split):
+    """SHA-256 (hex) of the split as compact ASCII JSON with sorted keys: equal for all copies of a split,
+    however their files are indented or end."""
+    text = json.dumps(split, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def check_classes(split, name):
+    """Raise UserError unless every label from 0 to the highest in the split has training images.
+
+    To be asked of the whole split: base and new classes are numbered from the training images, so that a
+    class without any would silently leave the test set too.
+    """
+    names = {item.label: item.classname for items in split.values() for item in items}
+    classes = max(names, default=-1) + 1
+    missing = sorted(set(range(classes)) - {item.label for item in split["train"]})
+    if missing:
+        first = names.get(missing[0], f"label {missing[0]}")
+        raise UserError(
+            f"{name}: no training images for {len(missing)} of {classes} classes (first: {first}), "
+            "see DATASETS.md"
+        )
+
+
+# ---- few shots ---------------------------------------------------------------------------------------------
+
+
+def select_shots(split, shots, seed, parts=("train", "val")):
+    """Draw `shots` images per class of "train", min(shots, 4) of "val", as CoOp does -> {part: items}.
+
+    One stream of Python's `random`, seeded with `seed` (negative: unseeded), serves train first, then val.
+    Classes come in the order of their first appearance; one with too few images gives all it has and draws
+    nothing. The stream is private, so that the global `random` does not tell whether a selection was drawn or
+    read back.
+    """
+    stream = random.Random(seed if seed >= 0 else None)
+    return {part: _draw(split[part], shots if part == "train" else min(shots, 4), stream) for part in parts}
+
+
+def _draw(items, shots, stream):
+    by_class = defaultdict(list)  # insertion order = order of first appearance
+    for item in items:
+        by_class[item.label].append(item)
+    return [
+        pick
+        for group in by_class.values()
+        for pick in (stream.sample(group, shots) if len(group) >= shots else group)
+    ]
+
+
+def few_shot(folder, split, digest, shots, seed, parts=("train", "val")):
+    """`select_shots`, kept in `folder`/split_fewshot/shot_<shots>-seed_<seed>.json and read back from there.
+
+    The file carries `digest`, the split's hash; one of another split, or a damaged one, is made afresh.
+    """
+    cache = Path(folder) / "split_fewshot" / f"shot_{shots}-seed_{seed}.json"
+    identity = {"split": digest, "shots": shots, "seed": seed}
+    selected = _read_selection(cache, identity, parts)
+    if selected is None:
+        print(f"Creating a {shots}-shot dataset")
+        selected = select_shots(split, shots, seed, parts)
+        write_cache(cache, identity | selected)
+    per_class = Counter(item.label for item in selected["train"])
+    short = sum(count < shots for count in per_class.values())
+    if short:
+        print(f"{short} of {len(per_class)} classes have fewer than {shots} training images: all are used")
+    return selected
+
+
+def _read_selection(cache, identity, parts):
+    """The selection stored in `cache`, or None where it has to be made."""
+    if not cache.is_file():
+        pickled = cache.with_suffix(".pkl")
+        if pickled.is_file():
+            print(f"{pickled} is a pickle and is not opened: making {cache.name} afresh")
+        return None
+    try:
+        stored = read_json(cache)
+        if {key: stored[key] for key in identity} == identity:
+            selected = {part: [Item(*row) for row in stored[part]] for part in parts}
+            print(f"Loading few-shot data from {cache}")
+            return selected
+        reason = "belongs to another split"
+    except (OSError, KeyError, TypeError, ValueError):
+        reason = "is damaged"
+    print(f"{cache} {reason}: making it afresh")
+    return None
+
+
+def write_cache(path, content):
+    """Write JSON that can be made again at any time; in a read-only folder it is skipped with a note."""
+    try:
+        write_atomic(path, json.dumps(content).encode())
+    except OSError as error:
+        print(f"Not kept for later runs: {path} ({error.strerror})")
+
+
+# ---- base and new classes ----------------------------------------------------------------------------------
+
+
+def subsample_classes(*items, subsample):
+    """Keep all, base or new classes of each list -> lists in the order given.
+
+    Of the sorted labels in the first list, the first ceil(n/2) are base and the rest new; both are numbered
+    from 0 again. Any other `subsample` raises UserError.
+    """
+    if subsample not in ("all", "base", "new"):
+        raise UserError(f'DATASET.SUBSAMPLE_CLASSES is "{subsample}": it can be all, base or new')
+    if subsample == "all":
+        return list(items)
+    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
+    labels = sorted({item.label for item in items[0]})
+    half = math.ceil(len(labels) / 2)
+    chosen = labels[:half] if subsample == "base" else labels[half:]
+    renumbered = {label: new for new, label in enumerate(chosen)}
+    return [
+        [item._replace(label=renumbered[item.label]) for item in group if item.label in renumbered]
+        for group in items
+    ]

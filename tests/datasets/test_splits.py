@@ -1,0 +1,205 @@
+"""Split files, few-shot selection and its cache, base and new classes; on lists, without images."""
+
+import errno
+import json
+import random
+import shutil
+
+import pytest
+
+from dassl.data.datasets import DatasetBase
+from dassl.utils import UserError
+from datasets import splits
+from datasets.splits import (
+    Item,
+    check_classes,
+    few_shot,
+    read_split,
+    select_shots,
+    split_hash,
+    subsample_classes,
+    write_split,
+)
+
+
+def make_items(part, per_class, order=(3, 0, 2, 1, 4)):
+    """Labels in an order that is not sorted, as in OxfordFlowers and StanfordCars."""
+    return [
+        Item(f"{part}/{label}/{i}.jpg", label, f"class_{label}") for label in order for i in range(per_class)
+    ]
+
+
+@pytest.fixture
+def split():
+    return {"train": make_items("train", 9), "val": make_items("val", 6), "test": make_items("test", 3)}
+
+
+def keep(folder, split, shots=2, seed=1):
+    return few_shot(folder, split, split_hash(split), shots, seed)
+
+
+# ---- split files -------------------------------------------------------------------------------------------
+
+
+def test_a_written_split_is_read_back_unchanged_in_the_order_of_its_rows(split, tmp_path):
+    write_split(tmp_path / "split.json", split)
+    assert read_split(tmp_path / "split.json") == split
+    assert json.loads((tmp_path / "split.json").read_text())["train"][0] == ["train/3/0.jpg", 3, "class_3"]
+
+
+def test_the_hash_is_of_the_content_not_of_the_bytes(split, tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({part: split[part] for part in ("test", "val", "train")}, indent=7) + "\n\n")
+    assert split_hash(read_split(path)) == split_hash(split)
+    split["test"].reverse()
+    assert split_hash(read_split(path)) != split_hash(split)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<html>quota</html>", "[]", '{"train": []}', '{"train": [["a.jpg", 0]]}']
+)
+def test_a_file_that_is_no_split_is_refused_in_one_line_that_names_it(text, tmp_path):
+    path = tmp_path / "split_zhou_EuroSAT.json"
+    path.write_text(text)
+    with pytest.raises(
+        UserError, match=r"split_zhou_EuroSAT\.json is not a split file .* see DATASETS\.md"
+    ) as caught:
+        read_split(path)
+    assert "\n" not in str(caught.value)
+
+
+# ---- few shots ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shots", [1, 2, 6, 9, 20])
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_the_selection_is_what_the_engine_draws_from_the_global_random_train_first(split, shots, seed):
+    """`generate_fewshot_dataset` is the call CoOp's datasets make right after seeding."""
+    random.seed(seed)
+    draw = DatasetBase.__new__(DatasetBase).generate_fewshot_dataset
+    expected = {
+        "train": draw(split["train"], num_shots=shots),
+        "val": draw(split["val"], num_shots=min(shots, 4)),
+    }
+    assert select_shots(split, shots, seed) == expected
+
+
+def test_classes_come_in_the_order_of_first_appearance(split):
+    assert [item.label for item in select_shots(split, 1, seed=1)["train"]] == [3, 0, 2, 1, 4]
+
+
+def test_val_has_at_most_four_per_class_and_test_is_not_sampled(split):
+    selected = select_shots(split, 5, seed=1)
+    assert (len(selected["train"]), len(selected["val"]), set(selected)) == (25, 20, {"train", "val"})
+
+
+def test_the_global_random_is_untouched_by_drawing_and_by_reading_back(split, tmp_path):
+    random.seed(7)
+    state = random.getstate()
+    for _ in ("drawn", "read back"):
+        keep(tmp_path, split)
+        assert random.getstate() == state
+
+
+def test_a_short_class_gives_all_it_has_and_one_line_says_how_many_are_short(split, tmp_path, capsys):
+    split["train"] = split["train"][6:]  # class 3 keeps 3 of 9
+    selected = keep(tmp_path, split, shots=4)
+    assert [item.path for item in selected["train"][:3]] == [f"train/3/{i}.jpg" for i in (6, 7, 8)]
+    keep(tmp_path, split, shots=4)
+    line = "1 of 5 classes have fewer than 4 training images: all are used"
+    assert capsys.readouterr().out.splitlines().count(line) == 2  # drawn and read back
+
+
+def test_an_unseeded_selection_is_kept_too_so_that_a_run_can_be_resumed(split, tmp_path):
+    assert keep(tmp_path, split, shots=5, seed=-1) == keep(tmp_path, split, shots=5, seed=-1)
+    draws = [select_shots(split, 5, seed=-1)["train"] for _ in range(4)]
+    assert any(draw != draws[0] for draw in draws)
+
+
+# ---- the cache of a selection ------------------------------------------------------------------------------
+
+
+def test_the_cache_holds_relative_paths_and_is_read_back_equal(split, tmp_path, capsys):
+    drawn = keep(tmp_path, split)
+    text = (tmp_path / "split_fewshot" / "shot_2-seed_1.json").read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["train"][0] == list(drawn["train"][0])
+    capsys.readouterr()
+    assert keep(tmp_path, split) == drawn
+    assert capsys.readouterr().out.startswith("Loading few-shot data from")
+
+
+def test_the_cache_keeps_working_where_the_data_was_moved(split, tmp_path, capsys):
+    drawn = keep(tmp_path / "old", split)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    capsys.readouterr()
+    assert keep(tmp_path / "new", split) == drawn
+    assert "Creating" not in capsys.readouterr().out
+
+
+def test_an_edited_split_makes_the_selection_afresh(split, tmp_path, capsys):
+    keep(tmp_path, split)
+    split["train"] = [item for item in split["train"] if not item.path.endswith("/0.jpg")]
+    assert keep(tmp_path, split) == select_shots(split, 2, seed=1)
+    assert "shot_2-seed_1.json belongs to another split: making it afresh" in capsys.readouterr().out
+    keep(tmp_path, split)
+    assert capsys.readouterr().out.startswith("Loading")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"split": 1}'])
+def test_a_damaged_cache_is_made_afresh(split, tmp_path, damage, capsys):
+    drawn = keep(tmp_path, split)
+    (tmp_path / "split_fewshot" / "shot_2-seed_1.json").write_text(damage)
+    assert keep(tmp_path, split) == drawn
+    assert "shot_2-seed_1.json is damaged: making it afresh" in capsys.readouterr().out
+
+
+def test_a_pickle_of_an_older_codebase_is_not_opened(split, tmp_path, capsys):
+    old = tmp_path / "split_fewshot" / "shot_2-seed_1.pkl"
+    old.parent.mkdir()
+    old.write_bytes(b"cbuiltins\nexit\n(I3\ntR.")  # unpickling this would end the process
+    assert keep(tmp_path, split) == select_shots(split, 2, seed=1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "pickle" in line]
+    assert lines == [f"{old} is a pickle and is not opened: making shot_2-seed_1.json afresh"]
+
+
+def test_a_read_only_folder_is_only_a_note(split, tmp_path, capsys, monkeypatch):
+    def refuse(path, content):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(splits, "write_atomic", refuse)
+    assert keep(tmp_path, split) == select_shots(split, 2, seed=1)
+    assert "Not kept for later runs" in capsys.readouterr().out
+
+
+# ---- base and new classes ----------------------------------------------------------------------------------
+
+
+def test_base_is_the_first_half_rounded_up_and_both_halves_count_from_zero(split):
+    train, test = subsample_classes(split["train"], split["test"], subsample="base")
+    assert {(item.label, item.classname) for item in train + test} == {
+        (0, "class_0"),
+        (1, "class_1"),
+        (2, "class_2"),
+    }
+    assert [item.label for item in train[::9]] == [0, 2, 1]  # the order of the rows stays
+    train, test = subsample_classes(split["train"], split["test"], subsample="new")
+    assert {(item.label, item.classname) for item in train + test} == {(0, "class_3"), (1, "class_4")}
+    assert len(test) == 2 * 3
+
+
+def test_all_classes_keep_their_labels(split):
+    assert subsample_classes(*split.values(), subsample="all") == list(split.values())
+
+
+def test_a_wrong_subsample_names_the_three_valid_ones(split):
+    with pytest.raises(UserError, match='SUBSAMPLE_CLASSES is "novel": it can be all, base or new'):
+        subsample_classes(split["train"], subsample="novel")
+
+
+def test_a_class_without_training_images_stops_the_run(split):
+    split["train"] = [item for item in split["train"] if item.label not in (2, 4)]
+    with pytest.raises(
+        UserError, match=r"DTD: no training images for 2 of 5 classes \(first: class_2\), see DATASETS"
+    ):
+        check_classes(split, "DTD")
