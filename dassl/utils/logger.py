@@ -6,7 +6,7 @@ from .tools import mkdir_if_missing
 
 
 class Logger:
-    """Standard output and a file at once. All but writing (isatty, encoding, fileno, ...) is the console's."""
+    """Standard output and a file. All but writing (isatty, encoding, fileno, ...) is the console's."""
 
     def __init__(self, fpath=None):
         self.console = sys.stdout

@@ -27,7 +27,7 @@ def nearest(name, names):
 
 
 def write_atomic(path, content):
-    """Write bytes, or what `content(file)` writes, beside `path`, then rename, so that no one sees half a file.
+    """Write bytes, or what `content(file)` writes, beside `path` and rename: no one sees half a file.
 
     Errors: OSError that carries the path (a full disk: ENOSPC); what was written so far is removed.
     """

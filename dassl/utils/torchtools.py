@@ -1,4 +1,4 @@
-"""Checkpoints in upstream's layout: `<folder>/model.pth.tar-<epoch>`, and `checkpoint`, which names the last."""
+"""Checkpoints in upstream's layout: `<folder>/model.pth.tar-<epoch>`; `checkpoint` names the last one."""
 
 import io
 import os
@@ -10,7 +10,7 @@ import torch
 from .errors import MissingFile, UserError
 from .tools import write_atomic
 
-# Upstream's warm-up schedulers pickled their successor and with it the optimizer; reading them needs the classes.
+# Upstream's warm-up schedulers pickled their successor and with it the optimizer: reading needs the classes.
 _OLD_CHECKPOINT_CLASSES = [
     Counter,
     defaultdict,

@@ -124,9 +124,9 @@ class DatasetBase:
         return by_domain
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
-        """At most `num_shots` images of each class of each source: one list for one source, else a list of them.
+        """At most `num_shots` images of each class: a list for one source, a list of lists for several.
 
-        Upstream's draws: classes in the order of first appearance, by Python's global `random`; `sample` where
+        Upstream's draws from Python's global `random`: classes in order of first appearance; `sample` where
         there are enough images, `choices` where there are fewer and `repeat`, else all images without a draw.
         """
         if num_shots < 1:

@@ -1,0 +1,195 @@
+"""From a dataset to loaders of batches."""
+
+import random
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision import transforms as T
+
+from ..utils import UserError, read_image
+from .datasets import build_dataset
+from .samplers import build_sampler
+from .transforms import INTERPOLATION_MODES, build_transform
+
+
+class DatasetWrapper(Dataset):
+    """Items {label, domain, impath, index, img} from a list of Datum.
+
+    img: tensor (3, H, W) (PIL image without a transform); img2, img3, ... for a list of transforms; a list of
+    K_TRANSFORMS images instead of one when training; img0: the image resized but not augmented (RETURN_IMG0).
+    ValueError for K_TRANSFORMS > 1 without a transform; UserError names an image that does not decode.
+    """
+
+    def __init__(self, cfg, data_source, transform=None, is_train=False):
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform  # a callable, or a list or tuple of them
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError("Cannot transform the image several times because transform is None")
+        self.to_tensor = self._plain_transform()
+        self.epoch_seed = torch.zeros((), dtype=torch.int64).share_memory_()  # see EpochLoader
+        self._worker_seed = 0
+
+    def _plain_transform(self):
+        options = self.cfg.INPUT
+        steps = [T.Resize(options.SIZE, INTERPOLATION_MODES[options.INTERPOLATION]), T.ToTensor()]
+        if "normalize" in options.TRANSFORMS:
+            steps.append(T.Normalize(options.PIXEL_MEAN, options.PIXEL_STD))
+        return T.Compose(steps)
+
+    def __len__(self):
+        return len(self.data_source)
+
+    def __getitem__(self, idx):
+        self._follow_epoch()
+        item = self.data_source[idx]
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        img0 = read_image(item.impath)
+        if self.transform is None:
+            output["img"] = img0
+        elif isinstance(self.transform, list | tuple):
+            for i, tfm in enumerate(self.transform, 1):
+                output[f"img{i}" if i > 1 else "img"] = self._transform_image(tfm, img0)
+        else:
+            output["img"] = self._transform_image(self.transform, img0)
+        if self.return_img0:
+            output["img0"] = self.to_tensor(img0)
+        return output
+
+    def _transform_image(self, tfm, img0):
+        images = [tfm(img0) for _ in range(self.k_tfm)]
+        return images[0] if self.k_tfm == 1 else images
+
+    def _follow_epoch(self):
+        seed = int(self.epoch_seed)
+        if seed != self._worker_seed and (worker := get_worker_info()):
+            self._worker_seed = seed
+            random.seed(seed + worker.id)
+            torch.manual_seed(seed + worker.id)
+            _seed_numpy()
+
+
+class EpochLoader(DataLoader):
+    """A DataLoader whose persistent workers begin each epoch as freshly started ones would.
+
+    PyTorch draws one seed per epoch from the global generator, but only new workers hear of it. Persistent
+    ones read it from the dataset here, so augmentations depend on that draw alone and a resumed run repeats them.
+    """
+
+    def __iter__(self):
+        if self._iterator is not None:
+            self.dataset.epoch_seed.random_()
+        return super().__iter__()
+
+
+def _seed_numpy(worker_id=None):
+    np.random.seed(torch.initial_seed() % 2**32)
+
+
+def build_data_loader(
+    cfg,
+    sampler_type="SequentialSampler",
+    data_source=None,
+    batch_size=64,
+    n_domain=0,
+    n_ins=2,
+    tfm=None,
+    is_train=True,
+    dataset_wrapper=None,
+):
+    """A loader of batches of `dataset_wrapper` items; the last, smaller batch is dropped when training.
+
+    UserError if it would give no batch.
+    """
+    if not data_source:
+        raise UserError("Cannot load from an empty set of images; check the dataset's split and images")
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
+    dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    loader = EpochLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        worker_init_fn=_seed_numpy,
+        persistent_workers=workers > 0 and hasattr(dataset, "epoch_seed"),
+    )
+    if not len(loader):
+        raise UserError(
+            f"{sampler_type} makes no full batch of {batch_size} images; choose a smaller BATCH_SIZE"
+        )
+    return loader
+
+
+class DataManager:
+    """The dataset `cfg.DATASET.NAME` and its loaders: train_loader_x, val_loader (or None), test_loader."""
+
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+        self.dataset = build_dataset(cfg)
+        tfm_train = self._transform(cfg, custom_tfm_train, is_train=True)
+        tfm_test = self._transform(cfg, custom_tfm_test, is_train=False)
+        train, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TEST
+        self.train_loader_x = build_data_loader(
+            cfg,
+            sampler_type=train.SAMPLER,
+            data_source=self.dataset.train_x,
+            batch_size=train.BATCH_SIZE,
+            n_domain=train.N_DOMAIN,
+            n_ins=train.N_INS,
+            tfm=tfm_train,
+            is_train=True,
+            dataset_wrapper=dataset_wrapper,
+        )
+        self.train_loader_u = None  # unlabelled training is not part of this package
+
+        def test_loader(items):
+            return build_data_loader(
+                cfg,
+                sampler_type=test.SAMPLER,
+                data_source=items,
+                batch_size=test.BATCH_SIZE,
+                tfm=tfm_test,
+                is_train=False,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        self.val_loader = test_loader(self.dataset.val) if self.dataset.val else None
+        self.test_loader = test_loader(self.dataset.test)
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    @staticmethod
+    def _transform(cfg, custom, is_train):
+        if custom is None:
+            return build_transform(cfg, is_train=is_train)
+        print(f"* Using custom transform for {'training' if is_train else 'testing'}")
+        return custom
+
+    @property
+    def num_classes(self):
+        return self.dataset.num_classes
+
+    @property
+    def lab2cname(self):
+        return self.dataset.lab2cname
+
+    def show_dataset_summary(self, cfg):
+        rows = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(["Target", cfg.DATASET.TARGET_DOMAINS])
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        rows.append(["# train_x", f"{len(self.dataset.train_x):,}"])
+        if self.dataset.val:
+            rows.append(["# val", f"{len(self.dataset.val):,}"])
+        rows.append(["# test", f"{len(self.dataset.test):,}"])
+        print(tabulate(rows))

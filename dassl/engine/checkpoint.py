@@ -1,0 +1,179 @@
+"""What a run leaves to go on from: checkpoints that say what they are, and the rolling resume.pt."""
+
+import json
+import os
+import random
+import re
+
+import numpy as np
+import torch
+import yaml
+
+from ..config import flatten
+from ..utils import MissingFile, UserError, load_checkpoint, save_atomic
+
+# Options that may differ between a run and its continuation: they do not touch the result.
+_FREE = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "TRAIN.PRINT_FREQ",
+)
+
+
+def describe(cfg, dataset):
+    """What a checkpoint was trained with: the `meta` entry."""
+    return {
+        "trainer": cfg.TRAINER.NAME,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "subsample": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "seed": cfg.SEED,
+        "classnames": list(dataset.classnames),
+    }
+
+
+def find_checkpoint(directory, name, epoch=None):
+    """Path of `<directory>/<name>/model.pth.tar-<epoch>`; without an epoch the best one, else the last.
+
+    MissingFile says which epochs there are.
+    """
+    folder = os.path.join(directory, name)
+    files = os.listdir(folder) if os.path.isdir(folder) else []
+    epochs = sorted(
+        int(match[1]) for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, files) if match
+    )
+    wanted = "model-best.pth.tar"
+    if epoch is not None:
+        wanted = f"model.pth.tar-{epoch}"
+    elif wanted not in files and epochs:
+        wanted = f"model.pth.tar-{epochs[-1]}"
+    path = os.path.join(folder, wanted)
+    if wanted not in files:
+        have = f"take --load-epoch {' or '.join(map(str, epochs))}" if epochs else "train one first"
+        raise MissingFile(f'No model at "{path}"; {have}, or name another --model-dir')
+    return path
+
+
+def check_meta(path, theirs, ours):
+    """UserError if a checkpoint is of another backbone, or of part of another dataset's classes."""
+    if theirs["backbone"] != ours["backbone"]:
+        raise UserError(
+            f'"{path}" was trained with the backbone {theirs["backbone"]}, this run uses {ours["backbone"]};'
+            f" set MODEL.BACKBONE.NAME or choose another --model-dir"
+        )
+    if theirs["dataset"] != ours["dataset"] and theirs["subsample"] != "all":
+        raise UserError(
+            f'"{path}" was trained on the {theirs["subsample"]} classes of {theirs["dataset"]}, this run uses'
+            f" {ours['dataset']}; across datasets choose a model trained on all classes"
+        )
+
+
+def load_weights(module, state_dict, path):
+    """Strict load; UserError lists the first keys that do not fit."""
+    own = module.state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in state_dict]
+    wrong += [f"{key} is unknown" for key in state_dict if key not in own]
+    wrong += [
+        f"{key} is {tuple(state_dict[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in state_dict and state_dict[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f'"{path}" does not fit this model: {"; ".join(wrong[:3])}{more}; choose another --model-dir'
+        )
+    module.load_state_dict(state_dict)
+
+
+def identity(cfg):
+    """The options that decide the result, as YAML."""
+    flat = {key: value for key, value in flatten(cfg).items() if key not in _FREE}
+    return yaml.safe_dump(json.loads(json.dumps(flat, default=str)))  # plain types: no tuples, no devices
+
+
+def check_identity(path, theirs, cfg):
+    """UserError that names the options which differ from those of an unfinished run."""
+    old, new = yaml.safe_load(theirs), yaml.safe_load(identity(cfg))
+    changed = [
+        f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
+        for key in sorted(old | new)
+        if (key in old, old.get(key)) != (key in new, new.get(key))
+    ]
+    if changed:
+        raise UserError(
+            f'"{path}" belongs to an unfinished run with other options ({", ".join(changed)});'
+            " repeat those, or choose another --output-dir"
+        )
+
+
+def random_state():
+    """States of Python's, numpy's and torch's generators, as numbers and tensors only."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_state(state):
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_resume(trainer, path):
+    """Everything the rest of the run depends on, after a finished epoch."""
+    scaler = getattr(trainer, "scaler", None)  # the family's name for its GradScaler
+    save_atomic(
+        {
+            "config": identity(trainer.cfg),
+            "epoch": trainer.epoch + 1,
+            "models": {name: module.state_dict() for name, module in trainer._models.items()},
+            "optims": _states(trainer._optims),
+            "scheds": _states(trainer._scheds),
+            "scaler": scaler.state_dict() if scaler else None,
+            "best_result": trainer.best_result,
+            "random": random_state(),
+            "seconds": {"extract": trainer.extract_seconds, "train": trainer.train_seconds},
+            "peak_memory_mb": trainer.peak_memory_mb,
+            "extra": trainer.extra_state(),
+        },
+        path,
+    )
+
+
+def load_resume(trainer, path):
+    """Put the trainer where `save_resume` left it; returns the number of finished epochs."""
+    state = load_checkpoint(path)
+    check_identity(path, state["config"], trainer.cfg)
+    for name, module in trainer._models.items():
+        load_weights(module, state["models"][name], path)
+    for parts, states in ((trainer._optims, state["optims"]), (trainer._scheds, state["scheds"])):
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(states[name])
+    if state["scaler"]:
+        trainer.scaler.load_state_dict(state["scaler"])
+    trainer.best_result = state["best_result"]
+    trainer.extract_seconds += state["seconds"]["extract"]
+    trainer.train_seconds = state["seconds"]["train"]
+    trainer.peak_memory_mb = state["peak_memory_mb"]
+    trainer.load_extra_state(state["extra"])
+    set_random_state(state["random"])
+    return state["epoch"]
+
+
+def _states(parts):
+    return {name: part.state_dict() if part is not None else None for name, part in parts.items()}
