@@ -101,8 +101,13 @@ def read_result(file, keyword):
     """result.json -> fields of a Run, and `subsample`."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        values = {"accuracy": record["accuracy"], "macro_f1": record["macro_f1"]}
-        values["error"] = 100 - values["accuracy"]
+        if record["accuracy"] is None:
+            raise Broken("result.json has no accuracy: trained, not tested")
+        values = {
+            "accuracy": record["accuracy"],
+            "error": 100 - record["accuracy"],
+            "macro_f1": record["macro_f1"],
+        }
         extract, train = record["seconds"]["extract"], record["seconds"]["train"]
         costs = dict(zip(COSTS, (train + extract, extract, record["peak_memory_mb"]), strict=True))
         known = {key: record[key] for key in ("dataset", "trainer", "shots", "seed", "backbone", "subsample")}
@@ -110,7 +115,7 @@ def read_result(file, keyword):
         raise Broken("result.json is truncated or not what a run writes") from None
     except KeyError as error:
         raise Broken(f"result.json has no {error}") from None
-    value = values[keyword] if keyword in values else read_log(file.parent, keyword, True)["value"]
+    value = values[keyword] if keyword in values else read_log(file.parent, keyword, test_only=True)["value"]
     if not math.isfinite(value):
         raise Broken(f"result.json says {keyword} is {value}")
     return known | {"file": file, "value": value, "costs": costs}
@@ -123,7 +128,7 @@ def read_log(folder, keyword, test_only):
     """
     logs = sorted(folder.glob("log.txt*"))
     if not logs:
-        raise Broken("neither result.json nor log.txt")
+        raise Broken(f"no log.txt with '{keyword}'")
     lines = [line.strip() for line in logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()]
     test_only = test_only or "eval_only: True" in lines
     signals = ("=> result",) if test_only else ("Finish training", "Finished training")
@@ -141,6 +146,8 @@ def read_run(folder, top, keyword, test_log):
     place = locate(folder, top)
     if (folder / "result.json").is_file():
         record = read_result(folder / "result.json", keyword)
+    elif not any(folder.glob("log.txt*")):
+        raise Broken("neither result.json nor log.txt")
     else:
         record = read_log(folder, keyword, test_log or place["part"] in TEST_ONLY)
     subsample = record.pop("subsample", None)
@@ -166,7 +173,7 @@ def read_all(folders, top, keyword, test_log):
 def find_missing(runs):
     """{folder: why} of runs that should be there: base-to-new's other half, seeds that others have."""
     missing, seeds = {}, defaultdict(lambda: defaultdict(set))
-    for run in runs:
+    for run in [run for run in runs if run.protocol != "other"]:
         folder = run.file.parent
         if run.part in TWIN:
             twin = run.where / TWIN[run.part] / folder.relative_to(run.where / run.part)
@@ -187,6 +194,10 @@ class Stat(NamedTuple):
     mean: float
     spread: float | None  # None for a single run, and for an average of datasets
     n: int
+
+
+def spread_name(ci95):
+    return "half of the 95% interval, 1.96 s / sqrt(n)" if ci95 else "sample standard deviation (n - 1)"
 
 
 def describe(values, ci95=False):
@@ -227,7 +238,7 @@ def over_datasets(rows):
 
 
 def kind(protocol, dataset):
-    """The average a dataset counts in: the shifted ImageNets have their own, the source is in none."""
+    """The average a dataset counts in: the shifted ImageNets have their own, the source is alone."""
     if protocol != "cross_dataset" or not dataset.startswith("imagenet"):
         return ""
     return "source" if dataset == "imagenet" else " ImageNet variants"
@@ -240,7 +251,7 @@ def averages(protocol, rows):
         columns = {name for label in labels for name in rows[label]} - set(COSTS)
         full = [label for label in labels if columns <= set(rows[label])]
         for which, members in group(full, lambda label: kind(protocol, label[0])).items():
-            if which != "source" and len(members) > 1:
+            if len(members) > 1:
                 label = (f"Average of {len(members)}{which}", trainer, config)
                 found[label] = over_datasets([rows[member] for member in members])
     return dict(sorted(found.items()))
@@ -250,8 +261,8 @@ def averages(protocol, rows):
 class Table:
     """One protocol in one place. Rows and averages are {(dataset, trainer, config): {column: Stat}}."""
 
-    where: Path
     protocol: str
+    where: Path
     backbone: str
     shots: int  # -1 where each column or row has its own
     rows: dict
@@ -267,11 +278,11 @@ class Table:
 def build_tables(runs, ci95):
     def place(run):
         shots = run.shots if run.protocol in ("base2new", "cross_dataset") else -1
-        return run.where, run.protocol, run.backbone, shots
+        return run.protocol, run.where, run.backbone, shots
 
     tables = []
     for key, members in group(runs, place).items():
-        protocol = key[1]
+        protocol = key[0]
         experiments = group(members, lambda run: (run.dataset, run.trainer, run.config))
         rows = {label: over_seeds(experiment, ci95) for label, experiment in experiments.items()}
         rows = dict(sorted(rows.items(), key=lambda item: kind(protocol, item[0][0]) != "source"))
@@ -353,8 +364,8 @@ def render(table, markup, published):
 
 def notes(tables, ci95, published):
     """What a reader must know about the numbers above."""
-    spread = "half of the 95% interval, 1.96 s / sqrt(n)" if ci95 else "sample standard deviation (n - 1)"
-    yield f"mean ± {spread} over n seeds; a single run has no spread"
+    if tables:
+        yield f"mean ± {spread_name(ci95)} over n seeds; a single run has no spread"
     if any(table.protocol == "base2new" for table in tables):
         yield "H: mean over seeds; in an average row: harmonic mean of its Base and New, as in the papers"
     if any(name in row for table in tables for row in table.rows.values() for name in COSTS):
@@ -368,15 +379,14 @@ def notes(tables, ci95, published):
 
 def csv_lines(tables, published):
     """Tidy, at full precision: one number a line, the same columns for every protocol."""
-    yield ["folder", "protocol", "backbone", "shots", "dataset", "trainer", "config"] + [
-        *("metric", "mean", "spread", "n", "paper")
-    ]
+    where = ["protocol", "folder", "backbone", "shots", "dataset", "trainer", "config"]
+    yield [*where, "metric", "mean", "spread", "n", "paper"]
     for table in tables:
         for label, row in (table.rows | table.averages).items():
             for name in [name for name in (*table.columns, *COSTS) if name in row]:
                 shots, metric = (name, "Accuracy") if table.protocol == "few_shot" else (table.shots, name)
                 paper = published.find(table, label, name).get("value") if published else None
-                yield [table.where, table.protocol, table.backbone, shots, *label, metric, *row[name], paper]
+                yield [table.protocol, table.where, table.backbone, shots, *label, metric, *row[name], paper]
 
 
 def write_csv(target, lines):
@@ -389,9 +399,8 @@ def write_csv(target, lines):
     os.replace(beside, target)
 
 
-def print_tables(runs, args):
+def print_tables(tables, args):
     published = Published() if args.paper else None
-    tables = build_tables(runs, args.ci95)
     if args.csv:
         write_csv(args.csv, csv_lines(tables, published))
     if args.csv == "-":
@@ -416,10 +425,7 @@ def print_summaries(runs, args):
         spread = f" +- {stat.spread:.2f}%" if stat.spread is not None else ""
         print("===", f"Summary of directory: {shown(directory)}", sep="\n")
         print(f"* {args.keyword}: {stat.mean:.2f}%{spread}", "===", sep="\n")
-        meaning = (
-            "1.96 s / sqrt(n), half of the 95% interval" if args.ci95 else "sample standard deviation (n - 1)"
-        )
-        print(f"+- {meaning}, n = {stat.n}" if spread else "a single run has no spread")
+        print(f"+- {spread_name(args.ci95)}, n = {stat.n}" if spread else "a single run has no spread")
     if args.multi_exp:
         print("Average performance", f"* {args.keyword}: {statistics.fmean(means):.2f}%", sep="\n")
 
@@ -475,7 +481,7 @@ def main(argv=None):
     else:
         problems |= find_missing(runs)
         try:
-            print_tables(runs, args)
+            print_tables(build_tables(runs, args.ci95), args)
         except OSError as error:
             print(f"Error: {error}", file=sys.stderr)
             return 2

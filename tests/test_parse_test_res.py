@@ -144,8 +144,10 @@ class TestTables:
 
     def test_run_outside_the_layout_is_shown_not_dropped(self, tmp_path, capsys):
         write(tmp_path / "mine" / "try" / "seed1", record("CoOp", subsample="all", accuracy=71.25))
+        write(tmp_path / "mine" / "other" / "seed2", record("CoOp", subsample="all", accuracy=60.5))
         assert main([str(tmp_path)]) == 0
-        assert "71.25" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert line_of(out, "mine/try", "71.25") and line_of(out, "mine/other", "60.50")
 
     def test_same_experiment_in_two_roots_is_not_merged(self, tmp_path, capsys):
         pairs(tmp_path / "omega3", [80.0], [60.0])
@@ -165,6 +167,8 @@ class TestTables:
         pairs(tmp_path, [80.0], [60.0])
         main([str(tmp_path), "--keyword", "macro_f1"])
         assert line_of(capsys.readouterr().out, "SkipTuning")[1] == "79.00"
+        assert main([str(tmp_path), "--keyword", "nonsense"]) == 1
+        assert "seed1: no log.txt with 'nonsense'" in capsys.readouterr().err
         main([str(tmp_path), "--keyword", "error"])
         assert line_of(capsys.readouterr().out, "SkipTuning")[1] == "20.00"
 
@@ -202,7 +206,8 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"accuracy": None}, "not what a run writes"),
+            ({"accuracy": None}, "trained, not tested"),
+            ({"accuracy": "high"}, "not what a run writes"),
             ({"accuracy": float("nan")}, "accuracy is nan"),
             ({"seconds": {}}, "no 'extract'"),
             ({"seed": 7}, "says seed 7, the path says 1"),
@@ -244,6 +249,24 @@ class TestLogs:
             write_log(folder, accuracy, end="Finish training" if part == "train_base" else "")
         assert main([str(tmp_path)]) == 0
         assert line_of(capsys.readouterr().out, "CoOp")[1:] == ["80.00", "60.00", "68.57", "-", "-", "1"]
+
+    def test_last_result_of_a_log_counts_and_folders_inside_a_run_do_not(self, tmp_path, capsys):
+        folder = tmp_path / "few_shot/dtd/CoOp/rn50_16shots/seed1"
+        write_log(folder, "10.0")
+        with open(folder / "log.txt", "a") as file:
+            file.write("=> result\n* accuracy: 4.05e+1%\n")
+        write_log(folder / "evaluation", "99.0")
+        assert main([str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        assert line_of(out, "CoOp")[1] == "40.50"
+        assert "99.00" not in out
+
+    def test_log_of_an_eval_only_run_needs_no_training(self, tmp_path):
+        folder = tmp_path / "few_shot/dtd/ZeroshotCLIP/rn50_16shots/seed1"
+        write_log(folder, end="")
+        assert main([str(tmp_path)]) == 1
+        (folder / "log.txt").write_text("eval_only: True\n" + (folder / "log.txt").read_text())
+        assert main([str(tmp_path)]) == 0
 
     def test_newest_log_wins_and_result_json_wins_over_logs(self, tmp_path, capsys):
         folder = tmp_path / "few_shot/dtd/CoOp/rn50_16shots/seed1"
