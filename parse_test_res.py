@@ -406,7 +406,7 @@ def print_tables(tables, args):
     if args.csv == "-":
         return
     markup = args.markup or "simple"
-    heading_mark, note_mark = {"simple": ("", ""), "github": ("### ", "- ")}.get(markup, ("% ", "% "))
+    heading_mark, note_mark = {"simple": ("", ""), "pipe": ("### ", "- ")}.get(markup, ("% ", "% "))
     for table in tables:
         heading, text = render(table, markup, published)
         print(f"{heading_mark}{heading}\n\n{text}\n")
@@ -452,7 +452,7 @@ def parse_args(argv):
     parser.add_argument("--keyword", default="accuracy", help="or: error, macro_f1, average (per class)")
     parser.add_argument("--csv", metavar="FILE", help="tables as numbers to FILE; -: to the screen instead")
     markup = parser.add_mutually_exclusive_group()
-    markup.add_argument("--markdown", dest="markup", action="store_const", const="github")
+    markup.add_argument("--markdown", dest="markup", action="store_const", const="pipe")
     markup.add_argument("--latex", dest="markup", action="store_const", const="latex_booktabs")
     parser.add_argument(
         "--paper", action="store_true", help=f"published values beside ours ({PUBLISHED.name})"
