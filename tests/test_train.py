@@ -1,0 +1,327 @@
+"""train.py: which settings win, whole runs with the embedded model and dataset, and how bad input ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+
+ROOT = Path(__file__).parents[1]
+DATASET_FILE = ["--dataset-config-file", "configs/datasets/emoji.yaml"]
+EMBEDDED = [
+    "--trainer",
+    "SkipTuning",
+    "--config-file",
+    "configs/trainers/SkipTuning/embedded.yaml",
+    *DATASET_FILE,
+]
+SMALL = ["DATASET.NUM_SHOTS", "1", "DATALOADER.NUM_WORKERS", "0", "TRAIN.PRINT_FREQ", "1"]
+TWO_EPOCHS = [*SMALL, "OPTIM.MAX_EPOCH", "2", "DATASET.SUBSAMPLE_CLASSES", "base"]
+
+
+@pytest.fixture(autouse=True)
+def in_project_folder(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs train.py in this process: its exit code and what it wrote."""
+
+    def run(*argv):
+        capsys.readouterr()
+        code = train.main([str(word) for word in argv])
+        written = capsys.readouterr()
+        return SimpleNamespace(code=code, out=written.out, err=written.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished two-epoch training on the base classes."""
+    folder = tmp_path_factory.mktemp("train") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert train.main([*EMBEDDED, "--output-dir", str(folder), *TWO_EPOCHS]) == 0
+    return folder
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder, epoch=2):
+    path = folder / f"learnable_params/model.pth.tar-{epoch}"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+# Settings
+
+
+def configured(*argv):
+    return train.configure(train.parse([str(word) for word in argv]))[0]
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("SEED: 7\nOUTPUT_DIR: from_yaml\nOPTIM:\n  MAX_EPOCH: 3\n")
+    return path
+
+
+def test_seed_is_1_unless_yaml_or_flag_say_otherwise(yaml_file):
+    assert configured().SEED == 1
+    assert configured("--config-file", yaml_file).SEED == 7
+    assert configured("--config-file", yaml_file, "--seed", 0).SEED == 0
+
+
+def test_key_value_pairs_beat_flags_and_flags_beat_yaml(yaml_file):
+    cfg = configured("--config-file", yaml_file, "--output-dir", "from_flag", "OPTIM.MAX_EPOCH", 5)
+    assert (cfg.OUTPUT_DIR, cfg.OPTIM.MAX_EPOCH) == ("from_flag", 5)
+    assert configured("--output-dir", "from_flag", "OUTPUT_DIR", "from_pair").OUTPUT_DIR == "from_pair"
+
+
+def test_trainer_yaml_beats_dataset_yaml(yaml_file, tmp_path):
+    other = tmp_path / "dataset.yaml"
+    other.write_text("SEED: 8\nVERBOSE: False\n")
+    cfg = configured("--config-file", yaml_file, "--dataset-config-file", other)
+    assert (cfg.SEED, cfg.VERBOSE) == (7, False)
+
+
+def test_flags_reach_their_config_keys_as_they_are_written():
+    flags = "--root 2024 --resume r --trainer T --backbone B --head H --transforms a b --source-domains s"
+    cfg = configured(*flags.split(), "--target-domains", "t")
+    assert (cfg.DATASET.ROOT, cfg.RESUME, cfg.TRAINER.NAME) == ("2024", "r", "T")
+    assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == ("B", "H")
+    assert (cfg.INPUT.TRANSFORMS, cfg.DATASET.SOURCE_DOMAINS) == (["a", "b"], ["s"])
+    assert cfg.DATASET.TARGET_DOMAINS == ["t"]
+
+
+def test_root_is_the_data_variable_or_the_data_folder(monkeypatch):
+    monkeypatch.delenv("DATA", raising=False)
+    assert configured().DATASET.ROOT == "./data"
+    monkeypatch.setenv("DATA", "/elsewhere")
+    assert configured().DATASET.ROOT == "/elsewhere"
+    assert configured("--root", "here").DATASET.ROOT == "here"
+
+
+def test_device_cpu_switches_cuda_off():
+    assert configured("--device", "cpu").USE_CUDA is False
+    assert configured("--device", "cuda").USE_CUDA is True
+
+
+# Whole runs
+
+
+def test_a_run_leaves_log_config_weights_and_result(finished):
+    names = {str(path) for path in contents(finished)}
+    assert {"log.txt", "config.yaml", "result.json", "learnable_params/model.pth.tar-2"} <= names
+    assert "resume.pt" not in names
+    result = json.loads((finished / "result.json").read_text())
+    assert (result["trainer"], result["subsample"], result["shots"]) == ("SkipTuning", "base", 1)
+    assert (result["seed"], result["config"]) == (1, "embedded")
+    assert result["accuracy"] == pytest.approx(100 * result["correct"] / result["total"])
+
+
+def test_the_log_starts_with_the_settings_that_are_not_the_defaults(finished):
+    log = (finished / "log.txt").read_text()
+    assert "OPTIM.MAX_EPOCH: 2 (default: 10)" in log.split("Loading trainer")[0]
+    assert "SUBSAMPLE_CLASSES: 'base' (default: 'all')" in log
+    assert "PIXEL_MEAN" not in log.split("Loading trainer")[0] or "default: [0.485" in log
+
+
+def test_the_same_command_again_leaves_a_finished_run_as_it_is(finished, run):
+    before = contents(finished)
+    done = run(*EMBEDDED, "--output-dir", finished, "--root", "elsewhere", *TWO_EPOCHS)
+    assert done.code == 0 and done.out.startswith(f"Finished before: {finished}/result.json, accuracy: ")
+    assert contents(finished) == before
+
+
+def test_other_settings_in_the_folder_of_a_finished_run_are_refused(finished, run):
+    before = contents(finished)
+    done = run(*EMBEDDED, "--output-dir", finished, "--seed", 2, *TWO_EPOCHS)
+    assert done.code == 1 and "SEED 1 -> 2" in done.err and "another --output-dir" in done.err
+    assert len(done.err.splitlines()) == 1 and contents(finished) == before
+
+
+def test_other_settings_in_the_folder_of_an_unfinished_run_are_refused(finished, run, tmp_path):
+    shutil.copy(finished / "config.yaml", tmp_path)
+    (tmp_path / "resume.pt").touch()
+    before = contents(tmp_path)
+    done = run(*EMBEDDED, "--output-dir", tmp_path, *TWO_EPOCHS, "OPTIM.MAX_EPOCH", 3)
+    assert done.code == 1 and "OPTIM.MAX_EPOCH 2 -> 3" in done.err
+    assert contents(tmp_path) == before
+
+
+def test_eval_only_tests_the_weights_of_the_training(finished, run, tmp_path):
+    argv = [*EMBEDDED, "--output-dir", tmp_path, "--eval-only", "--model-dir", finished, *TWO_EPOCHS]
+    assert run(*argv).code == 0
+    tested, trained = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path, finished))
+    assert (tested["correct"], tested["total"]) == (trained["correct"], trained["total"])
+    assert not (tmp_path / "learnable_params").exists()
+
+
+def test_eval_only_with_other_weights_is_another_run(finished, run, tmp_path):
+    other = shutil.copytree(finished, tmp_path / "other")
+    argv = [*EMBEDDED, "--output-dir", tmp_path / "run", "--eval-only", *TWO_EPOCHS]
+    place = argv.index("--eval-only")
+    assert run(*argv[:place], "--model-dir", finished, *argv[place:]).code == 0
+    done = run(*argv[:place], "--model-dir", other, *argv[place:])
+    assert done.code == 1 and "MODEL_DIR" in done.err
+
+
+def test_load_epoch_picks_the_checkpoint(finished, run, tmp_path):
+    flags = ["--eval-only", "--model-dir", finished, "--load-epoch", 1]
+    done = run(*EMBEDDED, "--output-dir", tmp_path, *flags, *TWO_EPOCHS)
+    assert done.code == 1 and "model.pth.tar-1" in done.err
+
+
+def test_zero_shot_needs_no_weights_and_no_model_dir(run, tmp_path):
+    argv = ["--trainer", "ZeroshotCLIP", "--config-file", "configs/trainers/ZeroshotCLIP/embedded.yaml"]
+    done = run(*argv, *DATASET_FILE, "--output-dir", tmp_path, "--eval-only", *SMALL)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "result.json").read_text())["learned_parameters"] == 0
+
+
+def test_no_train_builds_everything_and_writes_no_result(run, tmp_path):
+    done = run(*EMBEDDED, "--output-dir", tmp_path, "--no-train", *TWO_EPOCHS)
+    assert done.code == 0 and "Loading trainer: SkipTuning" in done.out
+    assert "epoch [" not in done.out and not (tmp_path / "result.json").exists()
+
+
+def test_without_epochs_the_untrained_model_is_tested(run, tmp_path):
+    assert run(*EMBEDDED, "--output-dir", tmp_path, *TWO_EPOCHS, "OPTIM.MAX_EPOCH", 0).code == 0
+    assert (tmp_path / "result.json").exists()
+
+
+def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_weights(finished, run, tmp_path):
+    argv = [*EMBEDDED, "--output-dir", str(tmp_path / "run"), *TWO_EPOCHS]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "train.py", *argv],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch [2/2] batch [1/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command" in err and "Traceback" not in err
+    assert (tmp_path / "run/resume.pt").exists() and not (tmp_path / "run/result.json").exists()
+
+    done = run(*argv)
+    assert done.code == 0 and "epoch [1/2]" not in done.out and "epoch [2/2]" in done.out
+    resumed, whole = weights(tmp_path / "run"), weights(finished)
+    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+# Bad input
+
+
+BAD_INPUT = {
+    "unknown trainer": (["--trainer", "SkipTunning"], ["SkipTunning", '"SkipTuning"']),
+    "no dataset": ([], ["DATASET registry", "EuroSAT"]),
+    "unknown dataset": ([*EMBEDDED, "DATASET.NAME", "Emojis"], ["Emojis", '"Emoji"']),
+    "unknown backbone": ([*EMBEDDED, "MODEL.BACKBONE.NAME", "ViT-B/61"], ["ViT-B/61", "ViT-B/16"]),
+    "unknown key": ([*EMBEDDED, "OPTIM.LRR", "0.1"], ["OPTIM.LRR", "OPTIM.LR?"]),
+    "wrong type": ([*EMBEDDED, "OPTIM.MAX_EPOCH", "many"], ["OPTIM.MAX_EPOCH", "int", "'many'"]),
+    "key without value": ([*EMBEDDED, "OPTIM.LR"], ["OPTIM.LR"]),
+    "flag after pairs": ([*EMBEDDED, "OPTIM.LR", "0.1", "--seed", "2"], ["--seed", "before the first pair"]),
+    "unknown flag": ([*EMBEDDED, "--shots", "2"], ["--shots", "--help"]),
+    "seed that is no number": (["--seed", "one"], ["--seed", "'one'"]),
+    "missing config file": (
+        ["--config-file", "configs/trainers/SkipTuning/embeded.yaml"],
+        ["configs/trainers/SkipTuning has", "do you mean embedded.yaml?"],
+    ),
+    "missing config folder": (
+        ["--config-file", "configs/trainers/SkipTunning/embedded.yaml"],
+        ["configs/trainers has", "do you mean SkipTuning?"],
+    ),
+    "missing dataset folder": (
+        [*EMBEDDED, "--root", "nowhere", "--dataset-config-file", "configs/datasets/eurosat.yaml"],
+        ["nowhere", "DATASETS.md"],
+    ),
+    "model directory without checkpoint": (
+        [*EMBEDDED, "--eval-only", "--model-dir", "configs", "DATASET.NUM_SHOTS", "1"],
+        ["configs", "learnable_params"],
+    ),
+    "eval-only without model directory": ([*EMBEDDED, "--eval-only", *SMALL], ["--model-dir"]),
+    "CUDA by flag": ([*EMBEDDED, "--device", "cuda"], ["CUDA", "CPU"]),
+    "CUDA by key": ([*EMBEDDED, "USE_CUDA", "True"], ["CUDA", "CPU"]),
+}
+
+
+@pytest.mark.parametrize("argv, fragments", BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_ends_with_one_line_that_helps(argv, fragments, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = run("--output-dir", tmp_path / "run", *argv)
+    assert done.code == 1
+    assert done.err.startswith("Error: ") and len(done.err.splitlines()) == 1, done.err
+    assert all(fragment in done.err for fragment in fragments), done.err
+    assert "Traceback" not in done.out and not (tmp_path / "run/result.json").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_at_the_start(run, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    done = run(*EMBEDDED, "--output-dir", tmp_path / "file/run", *SMALL)
+    assert done.code == 1 and "choose another --output-dir" in done.err and len(done.err.splitlines()) == 1
+    assert "Loading trainer" not in done.out and (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_full_disk_is_reported_in_one_line(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "result.json")
+
+    monkeypatch.setattr(train, "build_trainer", full)
+    done = run(*EMBEDDED, "--output-dir", tmp_path)
+    assert done.code == 1 and "No space left on device" in done.err and "the same command" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_log(run, tmp_path, monkeypatch):
+    def broken(cfg):
+        raise RuntimeError("a bug\nin two lines")
+
+    monkeypatch.setattr(train, "build_trainer", broken)
+    stdout = sys.stdout
+    done = run(*EMBEDDED, "--output-dir", tmp_path)
+    assert (
+        done.code == 1 and "RuntimeError: a bug in two lines" in done.err and len(done.err.splitlines()) == 1
+    )
+    assert "in broken" in (tmp_path / "log.txt").read_text()
+    assert sys.stdout is stdout
+
+
+def test_help_shows_every_flag_and_a_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    flags = (
+        "root output-dir resume seed source-domains target-domains transforms config-file dataset-config-file"
+    )
+    flags += " trainer backbone head eval-only model-dir load-epoch no-train device"
+    assert end.value.code == 0 and all(f"--{flag} " in text for flag in flags.split())
+    assert "python train.py --trainer" in text and "$DATA" in text
+
+
+def test_the_command_line_knows_no_method_by_name():
+    text = (ROOT / "train.py").read_text()
+    assert not [name for name in TRAINER_REGISTRY.registered_names() if name in text]
+
+
+def test_parse_raises_what_main_reports():
+    with pytest.raises(UserError, match="before the first pair"):
+        train.parse(["OPTIM.LR", "0.1", "--seed", "2"])
