@@ -99,9 +99,7 @@ def _fetch(url, sha256, target):
             _append_rest(url, part, size)
             break
         except (OSError, HTTPException) as error:
-            if (
-                getattr(error, "code", None) == 416
-            ):  # nothing behind byte `size`: the SHA-256 says if that is all
+            if getattr(error, "code", None) == 416:  # nothing behind byte `size`: the SHA-256 judges
                 break
             failures = 1 if part.exists() and part.stat().st_size > size else failures + 1
             if failures == TRIES or not _may_pass(error):
@@ -125,12 +123,8 @@ def _append_rest(url, part, size):
         done = size if resumed else 0
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
-        with (
-            open(part, "ab" if resumed else "wb") as out,
-            tqdm(
-                total=total, initial=done, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024
-            ) as bar,
-        ):
+        bar = tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024)
+        with bar, open(part, "ab" if resumed else "wb") as out:
             while block := response.read(BLOCK):
                 done += out.write(block)
                 bar.update(len(block))
@@ -232,9 +226,7 @@ def _read_torch(path):
     if not _is_torchscript(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch.jit is deprecated, but OpenAI's files are TorchScript archives
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but it is what OpenAI's files need
         return dict(torch.jit.load(path, map_location="cpu").state_dict())
 
 
@@ -255,10 +247,7 @@ def pack_embedded(state_dict, used_rows):
     become `token_embedding.rows` (R,) int32, and `token_embedding.weight` shrinks to (R, width).
     """
     rows = torch.as_tensor(used_rows).flatten().unique().cpu()  # (R,) sorted
-    packed = {
-        key: value.detach().cpu().to(torch.float16, copy=True).contiguous()
-        for key, value in state_dict.items()
-    }
+    packed = {key: value.detach().cpu().half().clone().contiguous() for key, value in state_dict.items()}
     packed["token_embedding.weight"] = packed["token_embedding.weight"][rows.long()]
     packed["token_embedding.rows"] = rows.int()
     return packed
