@@ -1,6 +1,7 @@
 """FGVC-Aircraft: 100 variants, with the official train, val and test lists."""
 
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import UserError
 
 from .base import SplitDataset
 from .splits import PARTS, Item
@@ -23,5 +24,10 @@ class FGVCAircraft(SplitDataset):
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def _items(self, name, labels):
-        rows = [line.split(" ", 1) for line in self._lines(name)]  # variants have spaces: "Hawk T1"
-        return [Item(f"{image}.jpg", labels[variant], variant) for image, variant in rows]
+        items = []
+        for line in self._lines(name):
+            image, _, variant = line.partition(" ")  # variants have spaces: "Hawk T1"
+            if variant not in labels:
+                raise UserError(f'{self.dataset_dir / name}: "{line}" names no variant of variants.txt')
+            items.append(Item(f"{image}.jpg", labels[variant], variant))
+        return items

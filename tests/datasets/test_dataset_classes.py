@@ -286,6 +286,14 @@ def test_aircraft_variants_keep_slashes_and_spaces(tmp_path):
     assert Path(dataset.train_x[0].impath).name == "0000001.jpg"
 
 
+@pytest.mark.parametrize("line", ["0000001", "0000001 707-321"])
+def test_an_aircraft_list_with_an_unknown_variant_is_refused_with_its_line(line, tmp_path):
+    aircraft_layout(tmp_path)
+    touch(tmp_path / "fgvc_aircraft" / "images_variant_val.txt", line + "\n")
+    with pytest.raises(UserError, match=f'images_variant_val.txt: "{line}" names no variant of variants.txt'):
+        build("FGVCAircraft", tmp_path)
+
+
 def test_imagenet_takes_its_names_by_id_so_that_equal_names_stay_two_classes(tmp_path):
     imagenet_layout(tmp_path)
     classnames = tmp_path / "imagenet" / "classnames.txt"
