@@ -20,6 +20,7 @@ TEXTS = [
     "rock 'n' roll's \"quoted\" (brackets) [and] {more}",
     "1234567890 3.14 2e-5 747-400",
     "fish &amp; chips &amp;amp; peas &lt;b&gt; &eacute;&#39; &notanentity;",
+    "<b>fish</b> &amp;amp;amp; chips &amp;amp; peas",
     "naïve café Ångström Æsir ǅ ß ſ İstanbul",
     "mojibake: schÃ¶n âœ” l’été “quotes” ﬁne",
     "漢字とカナ 한국어 ภาษาไทย हिन्दी العربية",
