@@ -78,7 +78,7 @@ class EpochLoader(DataLoader):
     """A DataLoader whose persistent workers begin each epoch as freshly started ones would.
 
     PyTorch draws one seed per epoch from the global generator, but only new workers hear of it. Persistent
-    ones read it from the dataset here, so augmentations depend on that draw alone and a resumed run repeats them.
+    ones read it from the dataset here, so a resumed run repeats the augmentations of an uninterrupted one.
     """
 
     def __iter__(self):
@@ -87,8 +87,14 @@ class EpochLoader(DataLoader):
         return super().__iter__()
 
 
-def _seed_numpy(worker_id=None):
+def _seed_numpy():
     np.random.seed(torch.initial_seed() % 2**32)
+
+
+def _start_worker(worker_id):
+    dataset = get_worker_info().dataset
+    dataset._worker_seed = int(getattr(dataset, "epoch_seed", 0))  # PyTorch has just seeded this worker
+    _seed_numpy()
 
 
 def build_data_loader(
@@ -118,7 +124,7 @@ def build_data_loader(
         num_workers=workers,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-        worker_init_fn=_seed_numpy,
+        worker_init_fn=_start_worker,
         persistent_workers=workers > 0 and hasattr(dataset, "epoch_seed"),
     )
     if not len(loader):

@@ -7,8 +7,8 @@ import torch
 class PeakMemory:
     """The most memory a stretch of work held, in MB (1e6 bytes).
 
-    On CUDA what PyTorch allocated. On the CPU the resident set of this process, less what it was when the meter
-    was made, so that the interpreter and the libraries do not count; loader workers do not count either.
+    On CUDA what PyTorch allocated. On the CPU the resident set of this process, without its loader workers, less
+    what it was when the meter was made, so that the interpreter and the libraries do not count.
     """
 
     def __init__(self):

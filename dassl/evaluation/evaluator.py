@@ -56,9 +56,9 @@ class Classification(EvaluatorBase):
         self._true.append(gt)
 
     def evaluate(self):
-        predicted, true = torch.cat(self._predicted).cpu(), torch.cat(self._true).cpu()
-        if not len(true):
+        if not self._true:
             raise UserError("Nothing to evaluate: the test set gave no images")
+        predicted, true = torch.cat(self._predicted).cpu(), torch.cat(self._true).cpu()
         counts = _confusion(predicted, true)
         self.correct, self.total = int(counts.diagonal().sum()), len(true)
         accuracy = 100.0 * self.correct / self.total

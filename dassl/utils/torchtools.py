@@ -2,8 +2,9 @@
 
 import io
 import os
+import pickle
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 
 import torch
 
@@ -13,8 +14,8 @@ from .tools import write_atomic
 # Upstream's warm-up schedulers pickled their successor and with it the optimizer: reading needs the classes.
 _OLD_CHECKPOINT_CLASSES = [
     Counter,
-    defaultdict,
     dict,
+    (lambda factory: {}, "collections.defaultdict"),  # the reader fills plain dicts only
     torch.optim.SGD,
     torch.optim.Adam,
     torch.optim.AdamW,
@@ -64,7 +65,10 @@ def load_checkpoint(fpath):
     try:
         with torch.serialization.safe_globals(_OLD_CHECKPOINT_CLASSES):
             return torch.load(fpath, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+    except pickle.UnpicklingError as error:
+        reason = "more in it than weights and numbers, or not a checkpoint"
+        raise UserError(f'Unable to load checkpoint from "{fpath}" ({reason}); name another') from error
+    except Exception as error:  # anything from EOFError to RuntimeError
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f'Unable to load checkpoint from "{fpath}" ({reason}); remove it or name another'

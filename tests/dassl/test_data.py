@@ -1,0 +1,221 @@
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dassl.data import DataManager, DatasetWrapper
+from dassl.data.data_manager import EpochLoader, build_data_loader, build_transform
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.samplers import (
+    RandomClassSampler,
+    RandomDomainSampler,
+    RandomSampler,
+    SeqDomainSampler,
+    build_sampler,
+)
+from dassl.utils import UserError, set_random_seed
+
+
+@pytest.fixture
+def items(tmp_path):
+    """12 Datum: labels 0 0 0 0 0 0 1 1 1 1 2 2, domains 0 1 0 1 ..."""
+    path = tmp_path / "image.png"
+    path.touch()
+    labels = [0] * 6 + [1] * 4 + [2] * 2
+    return [Datum(str(path), label, i % 2, f"class {label}") for i, label in enumerate(labels)]
+
+
+def test_a_datum_is_pickled_as_upstream_pickles_it(items):
+    state = {"_impath": items[0].impath, "_label": 0, "_domain": 0, "_classname": "class 0"}
+    assert items[0].__dict__ == state
+    assert Datum.__module__ == "dassl.data.datasets.base_dataset"
+    copy = pickle.loads(pickle.dumps(items[0]))
+    assert (copy.impath, copy.label, copy.domain, copy.classname) == tuple(state.values())
+
+
+def test_a_missing_image_is_named():
+    with pytest.raises(FileNotFoundError, match='No image at "nowhere.jpg"') as caught:
+        Datum("nowhere.jpg")
+    assert isinstance(caught.value, UserError)
+
+
+def test_few_shots_are_drawn_as_upstream_draws_them(items, capsys):
+    shuffled = items[6:] + items[:6]  # classes in the order 1 2 0
+    random.seed(5)
+    got = DatasetBase.generate_fewshot_dataset(DatasetBase.__new__(DatasetBase), shuffled, num_shots=4)
+    random.seed(5)
+    ones, twos, zeros = shuffled[:4], shuffled[4:6], shuffled[6:]
+    expected = random.sample(ones, 4) + twos + random.sample(zeros, 4)  # no draw for the short class
+    assert got == expected
+    assert capsys.readouterr().out == "Creating a 4-shot dataset\n"
+
+
+def test_few_shots_of_several_sources_with_repeats_or_of_all_images(items):
+    make = DatasetBase.__new__(DatasetBase).generate_fewshot_dataset
+    train, val = make(items, items[:1], num_shots=3, repeat=True)
+    assert [item.label for item in train] == [0] * 3 + [1] * 3 + [2] * 3
+    assert val == [items[0]] * 3
+    assert make(items, num_shots=0) is items
+    assert make(items, items[:1]) == (items, items[:1])
+
+
+def test_names_and_classes_come_from_the_labels_of_the_training_set(items):
+    dataset = DatasetBase(train_x=items[::-1], test=items)
+    assert dataset.classnames == ["class 0", "class 1", "class 2"]
+    assert dataset.num_classes == 3 and dataset.lab2cname[1] == "class 1" and dataset.val is None
+
+
+@pytest.mark.parametrize(
+    "train, test, text",
+    [
+        (slice(0, 0), slice(0, 12), "training set of DatasetBase is empty"),
+        (slice(0, 12), slice(0, 0), "test set of DatasetBase is empty"),
+        (slice(0, 10), slice(0, 12), 'No training image for class 2 "class 2"'),
+        (slice(6, 12), slice(6, 12), 'No training image for class 0 "?"'),
+    ],
+)
+def test_empty_sets_and_empty_classes_are_user_errors(items, train, test, text):
+    with pytest.raises(UserError) as caught:
+        DatasetBase(train_x=items[train], test=items[test])
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_manager_builds_loaders_and_a_summary(cfg, capsys):
+    dm = DataManager(cfg)
+    out = capsys.readouterr().out
+    assert "Loading dataset: Squares\nBuilding transform_train\n" in out
+    for line in (
+        "+ random resized crop (size=(16, 16), scale=(0.08, 1.0))",
+        "+ random flip",
+        "+ to torch tensor of range [0, 1]",
+        "+ normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
+        "Building transform_test",
+        "+ resize the smaller edge to 16",
+        "+ 16x16 center crop",
+    ):
+        assert line in out.splitlines()
+    assert [row.split() for row in out.splitlines()[-7:-1]] == [
+        ["Dataset", "Squares"],
+        ["#", "classes", "3"],
+        ["#", "train_x", "18"],
+        ["#", "val", "6"],
+        ["#", "test", "12"],
+    ] or "# train_x  18" in out
+    assert len(dm.train_loader_x) == 4 and dm.train_loader_x.drop_last  # 18 images in batches of 4
+    assert not dm.test_loader.drop_last and dm.train_loader_u is None
+    batch = next(iter(dm.train_loader_x))
+    assert batch["img"].shape == (4, 3, 16, 16) and set(batch) == {
+        "img",
+        "label",
+        "domain",
+        "impath",
+        "index",
+    }
+    assert dm.dataset.train_x[batch["index"][0]].impath == batch["impath"][0]
+
+
+def test_a_small_training_set_makes_one_smaller_batch(cfg):
+    cfg.merge_from_list(["DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 32])
+    assert [len(b["label"]) for b in DataManager(cfg).train_loader_x] == [3]
+
+
+def test_items_with_several_views_and_the_plain_image(cfg):
+    source = DataManager(cfg).dataset.train_x
+    augment = build_transform(cfg)
+    cfg.merge_from_list(["DATALOADER.K_TRANSFORMS", 2, "DATALOADER.RETURN_IMG0", True])
+    item = DatasetWrapper(cfg, source, augment, is_train=True)[0]
+    assert len(item["img"]) == 2 and not torch.equal(*item["img"]) and item["img0"].shape == (3, 16, 16)
+    assert DatasetWrapper(cfg, source, augment)[0]["img"].shape == (3, 16, 16)  # only when training
+    pair = DatasetWrapper(cfg, source, [augment, augment])[0]
+    assert {"img", "img2"} <= set(pair) and "img1" not in pair
+    with pytest.raises(ValueError, match="transform is None"):
+        DatasetWrapper(cfg, source, None, is_train=True)
+    cfg.DATALOADER.K_TRANSFORMS = 1
+    assert DatasetWrapper(cfg, source)[0]["img"].size == (20, 20)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_named_in_one_line_also_from_a_worker(cfg, workers):
+    cfg.DATALOADER.NUM_WORKERS = workers
+    dm = DataManager(cfg)
+    with open(dm.dataset.test[5].impath, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(UserError) as caught:
+        list(dm.test_loader)
+    assert str(caught.value).startswith(f'Cannot read the image "{dm.dataset.test[5].impath}"')
+    assert "\n" not in str(caught.value)
+
+
+def test_persistent_workers_augment_as_freshly_started_ones(cfg):
+    """Each epoch's batches equal those of PyTorch's loader without persistent workers, whatever came before."""
+    cfg.DATALOADER.NUM_WORKERS = 2
+    ours = DataManager(cfg).train_loader_x
+    assert isinstance(ours, EpochLoader) and ours.persistent_workers
+    dataset = DataManager(cfg).train_loader_x.dataset
+    plain = DataLoader(dataset, batch_size=4, sampler=RandomSampler(dataset), num_workers=2, drop_last=True)
+    epochs = []
+    for loader in (ours, plain):
+        set_random_seed(7)
+        epochs.append([torch.stack([batch["img"] for batch in loader]) for _ in range(2)])
+    assert all(map(torch.equal, *epochs))
+    assert not torch.equal(epochs[0][0], epochs[0][1])
+
+
+def test_a_loader_without_a_batch_is_a_user_error(cfg, items):
+    with pytest.raises(UserError, match="empty"):
+        build_data_loader(cfg, data_source=[])
+    cfg.merge_from_list(["DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", 4])
+    cfg.merge_from_list(["DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 16])
+    with pytest.raises(UserError, match="needs 4 classes, there are 3"):
+        DataManager(cfg)
+
+
+def test_class_batches_hold_n_ins_images_of_each_class_and_top_up_short_classes(items):
+    random.seed(0)
+    sampler = RandomClassSampler(items, batch_size=8, n_ins=4)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 8
+    for start in range(0, len(order), 4):
+        assert len({items[i].label for i in order[start : start + 4]}) == 1
+    with pytest.raises(ValueError, match="batch_size=2"):
+        RandomClassSampler(items, 2, 4)
+
+
+@pytest.mark.parametrize("make", [lambda s: RandomDomainSampler(s, 4, 2), lambda s: SeqDomainSampler(s, 4)])
+def test_domain_batches_hold_equal_parts_and_no_image_twice(items, make):
+    sampler = make(items)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 12 == len(set(order))
+    for start in range(0, 12, 2):
+        assert len({items[i].domain for i in order[start : start + 2]}) == 1
+
+
+def test_an_unknown_sampler_or_transform_says_what_there_is(cfg, items):
+    with pytest.raises(ValueError, match="Unknown sampler type: RandomSample .*RandomSampler"):
+        build_sampler("RandomSample", data_source=items)
+    with pytest.raises(UserError, match="random_flp.*random_flip.*gaussian_blur"):
+        build_transform(cfg, choices=["random_flp"])
+    cfg.INPUT.INTERPOLATION = "cubic"
+    with pytest.raises(UserError, match="bicubic"):
+        build_transform(cfg)
+
+
+def test_every_offered_transform_gives_a_tensor_of_the_size(cfg):
+    from PIL import Image
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+    cfg.merge_from_list(["INPUT.SIZE", (24, 16), "INPUT.GB_K", 3, "INPUT.GB_P", 1.0, "INPUT.RGS_P", 1.0])
+    for choices in (
+        ["random_translation", "center_crop"],
+        ["colorjitter", "randomgrayscale", "gaussian_blur"],
+    ):
+        for _ in range(4):
+            assert build_transform(cfg, choices=choices)(image).shape == (3, 24, 16)
+    gray = build_transform(cfg, choices=["randomgrayscale"])(image)
+    assert torch.equal(gray[0], gray[1])
+    assert build_transform(cfg, is_train=False, choices=[])(image).shape == (3, 24, 16)
+    cfg.INPUT.NO_TRANSFORM = True
+    assert build_transform(cfg) is None
