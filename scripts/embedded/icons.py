@@ -1,0 +1,209 @@
+"""Icon sets of the npm package @iconify/json as pairs (name, drawing): what the embedded model is pre-trained on.
+
+    python scripts/embedded/icons.py icons/          # fetch with npm, clean the names, render 64 x 64; about 3 minutes
+
+Writes into the folder: `package/` (the unpacked npm package), `icons.json` (one record per drawing: set, name, colour,
+row) and two arrays, `colour.npy` (uint8, (N, 64, 64, 4), RGBA) and `mono.npy` (uint8, (N, 64, 64), coverage).
+
+Left out: emoji sets (the embedded dataset is drawn from them), brand, logo, flag and file-type sets (their names are
+trade names or codes), sets under non-commercial or GPL licences, and second drawings that differ only in weight.
+"""
+
+import argparse
+import collections
+import io
+import json
+import re
+import subprocess
+import tarfile
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+PACKAGE = "@iconify/json"
+VERSION = "2.2.535"
+SIZE = 64  # pixels
+
+LEFT_OUT_CATEGORIES = {"Emoji", "Logos", "Programming"}
+LEFT_OUT_SETS = {
+    # emoji without a category, or monochrome drawings of the same emoji
+    *("fluent-emoji", "fluent-emoji-high-contrast", "emojione-monotone"),
+    # flags and brands outside the categories above
+    *("flag", "flagpack", "cif", "circle-flags", "fa-brands", "fa6-brands", "fa7-brands", "selfhst"),
+    # the same drawings as another set, only thinner or older
+    *("material-symbols-light", "fa-solid", "fa-regular", "fa6-solid", "fa6-regular", "heroicons-outline"),
+    *("heroicons-solid", "pepicons", "pepicons-print", "icon-park-outline", "uit", "bxl", "mono-icons"),
+}
+LEFT_OUT_LICENCES = ("NC", "GPL")
+
+# Words that name a style, not a thing; taken off the end (or, in the sets that put them there, off the front).
+STYLES = set(
+    [
+        "outline",
+        "outlined",
+        "line",
+        "linear",
+        "lines",
+        "filled",
+        "fill",
+        "solid",
+        "bold",
+        "bolder",
+        "duotone",
+        "twotone",
+        "tone",
+        "broken",
+        "bulk",
+        "light",
+        "thin",
+        "regular",
+        "sharp",
+        "round",
+        "rounded",
+        "baseline",
+        "stroke",
+        "alt",
+        "color",
+        "colour",
+        "flat",
+        "rtl",
+        "ltr",
+        "o",
+        "fa",
+        "remix",
+        "mini",
+        "micro",
+        "small",
+        "large",
+        "sm",
+        "md",
+        "lg",
+        "xl",
+        "filled-rounded",
+    ]
+)
+# Shelf marks that some sets put in front: 'food-apple', 'animal-cat', 'vehicle-bus'.
+SHELVES = {
+    "food",
+    "fruit",
+    "animal",
+    "vehicle",
+    "weather",
+    "device",
+    "building",
+    "transport",
+    "sport",
+    "emoji",
+}
+VARIANTS = 2  # drawings kept of one name in one set: an outline and a filled one, usually
+
+
+def clean_name(key):
+    """'food-apple-2-outline' -> 'apple': the words without sizes, styles, shelf marks; '' if it isn't words."""
+    words = [word for word in re.split(r"[-_ ]+", key.lower()) if word]
+    while len(words) > 1 and (words[-1] in STYLES or re.fullmatch(r"\d+(px|x)?", words[-1])):
+        words.pop()
+    while len(words) > 1 and (words[0] in STYLES or words[0].isdigit()):
+        words.pop(0)
+    if len(words) > 1 and words[0] in SHELVES:
+        words.pop(0)
+    return " ".join(words) if all(re.fullmatch(r"[a-z][a-z0-9]*", word) for word in words) else ""
+
+
+def fetch(folder):
+    """Unpack the npm package into `folder`/package, once."""
+    if not (folder / "package" / "collections.json").exists():
+        subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent"], cwd=folder, check=True)
+        with tarfile.open(folder / f"iconify-json-{VERSION}.tgz") as archive:
+            archive.extractall(folder, filter="data")
+    return folder / "package"
+
+
+BOX = ("left", "top", "width", "height")
+
+
+def read_set(package, prefix):
+    """-> {key: (body, left, top, width, height)} of one set, hidden icons left out."""
+    icons = json.loads((package / "json" / f"{prefix}.json").read_text())
+    box = [(side, icons.get(side, default)) for side, default in zip(BOX, (0, 0, 16, 16), strict=True)]
+    return {
+        key: (icon["body"], *(icon.get(side, default) for side, default in box))
+        for key, icon in icons["icons"].items()
+        if not icon.get("hidden")
+    }
+
+
+def svg(body, left, top, width, height):
+    """A square picture with the drawing centred in it."""
+    side = max(width, height)
+    left, top = left - (side - width) / 2, top - (side - height) / 2
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" color="#000"'
+        f' viewBox="{left} {top} {side} {side}">{body}</svg>'
+    )
+
+
+def render(source, size=SIZE):
+    """SVG text -> uint8 (size, size, 4) RGBA, or None where the drawing can't be read or is empty."""
+    import resvg_py
+
+    try:
+        png = bytes(resvg_py.svg_to_bytes(svg_string=source, width=size, height=size))
+    except ValueError:
+        return None
+    pixels = np.array(Image.open(io.BytesIO(png)).convert("RGBA"))
+    return pixels if pixels[..., 3].any() else None
+
+
+def drawings(package):
+    """Every drawing to learn from: {set, name, colour, svg}, at most VARIANTS of one name in one set."""
+    sets = json.loads((package / "collections.json").read_text())
+    for prefix, about in sets.items():
+        licence = about["license"].get("spdx", "")
+        if (
+            about.get("category") in LEFT_OUT_CATEGORIES
+            or prefix in LEFT_OUT_SETS
+            or any(word in licence for word in LEFT_OUT_LICENCES)
+        ):
+            continue
+        kept = collections.Counter()
+        for key, icon in read_set(package, prefix).items():
+            name = clean_name(key)
+            if name and kept[name] < VARIANTS:
+                kept[name] += 1
+                yield {"set": prefix, "name": name, "colour": bool(about.get("palette")), "svg": svg(*icon)}
+
+
+def render_all(folder, package):
+    records = list(drawings(package))
+    rows = {True: [], False: []}  # pixels by colour or not
+    kept = []
+    with Pool() as pool:
+        pictures = pool.imap(render, (record.pop("svg") for record in records), chunksize=256)
+        for record, pixels in tqdm(zip(records, pictures, strict=True), total=len(records), desc="render"):
+            if pixels is None:
+                continue
+            record["row"] = len(rows[record["colour"]])
+            rows[record["colour"]].append(pixels if record["colour"] else pixels[..., 3])
+            kept.append(record)
+    np.save(folder / "colour.npy", np.stack(rows[True]))
+    np.save(folder / "mono.npy", np.stack(rows[False]))
+    (folder / "icons.json").write_text(json.dumps(kept))
+    return kept
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="working folder, made if missing (about 1 GB)")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = render_all(folder, fetch(folder))
+    names = collections.Counter(record["name"] for record in kept)
+    print(f"{len(kept):,} drawings, {len(names):,} names, {sum(r['colour'] for r in kept):,} in colour")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""All trainers: importing this package registers them; `extend_cfg` adds their options to the defaults."""
+
+from . import finetune, skip_tuning, zsclip
+
+MODULES = (zsclip, finetune, skip_tuning)
+
+
+def extend_cfg(cfg):
+    """Options that the CoOp family adds to Dassl's, and every trainer's own node under TRAINER."""
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, new
+    for module in MODULES:
+        module.extend_cfg(cfg)
