@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from ..config import flatten
-from ..utils import MissingFile, UserError, load_checkpoint, save_atomic
+from ..utils import MissingFile, UserError, load_checkpoint, load_weights, save_atomic
 
 # Options that may differ between a run and its continuation: they do not touch the result.
 _FREE = (
@@ -72,24 +72,6 @@ def check_meta(path, theirs, ours):
         )
 
 
-def load_weights(module, state_dict, path):
-    """Strict load; UserError lists the first keys that do not fit."""
-    own = module.state_dict()
-    wrong = [f"{key} is missing" for key in own if key not in state_dict]
-    wrong += [f"{key} is unknown" for key in state_dict if key not in own]
-    wrong += [
-        f"{key} is {tuple(state_dict[key].shape)}, not {tuple(own[key].shape)}"
-        for key in own
-        if key in state_dict and state_dict[key].shape != own[key].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f'"{path}" does not fit this model: {"; ".join(wrong[:3])}{more}; choose another --model-dir'
-        )
-    module.load_state_dict(state_dict)
-
-
 def identity(cfg):
     """The options that decide the result, as YAML."""
     flat = {key: value for key, value in flatten(cfg).items() if key not in _FREE}
@@ -97,7 +79,7 @@ def identity(cfg):
 
 
 def check_identity(path, theirs, cfg):
-    """UserError that names the options which differ from those of an unfinished run."""
+    """UserError that names the options which differ from those of an earlier run."""
     old, new = yaml.safe_load(theirs), yaml.safe_load(identity(cfg))
     changed = [
         f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
@@ -106,7 +88,7 @@ def check_identity(path, theirs, cfg):
     ]
     if changed:
         raise UserError(
-            f'"{path}" belongs to an unfinished run with other options ({", ".join(changed)});'
+            f'"{path}" belongs to a run with other options ({", ".join(changed)});'
             " repeat those, or choose another --output-dir"
         )
 

@@ -7,7 +7,7 @@ import torch
 class PeakMemory:
     """The most memory a stretch of work held, in MB (1e6 bytes).
 
-    On CUDA what PyTorch allocated. On the CPU the resident set of this process, without its loader workers, less
+    On CUDA what PyTorch allocated. On the CPU the resident set of this process (not of loader workers), less
     what it was when the meter was made, so that the interpreter and the libraries do not count.
     """
 

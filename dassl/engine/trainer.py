@@ -17,6 +17,7 @@ from ..utils import (
     MetricMeter,
     UserError,
     load_checkpoint,
+    load_weights,
     mkdir_if_missing,
     resume_from_checkpoint,
     save_checkpoint,
@@ -110,7 +111,7 @@ class TrainerBase:
             checkpoint = load_checkpoint(path)
             if "meta" in checkpoint:  # upstream's have none
                 ckpt.check_meta(path, checkpoint["meta"], ckpt.describe(self.cfg, self.dm.dataset))
-            ckpt.load_weights(self._models[name], checkpoint["state_dict"], path)
+            load_weights(self._models[name], checkpoint["state_dict"], path)
             result = checkpoint.get("val_result")
             result = "" if result is None else f", val_result={result:.1f}"
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{result})")

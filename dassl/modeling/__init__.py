@@ -1,9 +1,12 @@
 """Upstream's networks are not included: the names import, calling one says where backbones come from."""
 
+from torch import nn
+
 from ..utils import Registry, UserError
 
 __all__ = [
     "BACKBONE_REGISTRY",
+    "Backbone",
     "HEAD_REGISTRY",
     "NETWORK_REGISTRY",
     "build_backbone",
@@ -14,6 +17,14 @@ __all__ = [
 BACKBONE_REGISTRY = Registry("BACKBONE")
 HEAD_REGISTRY = Registry("HEAD")
 NETWORK_REGISTRY = Registry("NETWORK")
+
+
+class Backbone(nn.Module):
+    """Base class of backbones; `out_features` is the width of what forward() returns."""
+
+    @property
+    def out_features(self):
+        return self._out_features
 
 
 def build_backbone(name, **kwargs):

@@ -75,6 +75,24 @@ def load_checkpoint(fpath):
         ) from error
 
 
+def load_weights(module, state_dict, path):
+    """Strict load; UserError lists the first keys that do not fit."""
+    own = module.state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in state_dict]
+    wrong += [f"{key} is unknown" for key in state_dict if key not in own]
+    wrong += [
+        f"{key} is {tuple(state_dict[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in state_dict and state_dict[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f'"{path}" does not fit this model: {"; ".join(wrong[:3])}{more}; choose another --model-dir'
+        )
+    module.load_state_dict(state_dict)
+
+
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load what `<fdir>/checkpoint` names into the three parts; returns the number of finished epochs."""
     pointer = os.path.join(fdir, "checkpoint")
@@ -86,7 +104,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
         path = os.path.join(fdir, file.readline().strip())
     print(f'Loading checkpoint from "{path}"')
     checkpoint = load_checkpoint(path)
-    model.load_state_dict(checkpoint["state_dict"])
+    load_weights(model, checkpoint["state_dict"], path)
     print("Loaded model weights")
     for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
         if part is not None and checkpoint.get(name) is not None:

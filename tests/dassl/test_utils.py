@@ -77,7 +77,8 @@ def test_a_registry_refuses_duplicates_and_suggests_for_unknown_names():
 def test_errors_keep_their_one_line_through_a_worker():
     wrapped = (
         "Caught UserError in DataLoader worker process 1.\nOriginal Traceback (most recent call last):\n"
-        '  File "x.py", line 1, in y\ndassl.utils.errors.UserError: Cannot read the image "a: b.jpg" (cut off)\n'
+        '  File "x.py", line 1, in y\n'
+        'dassl.utils.errors.UserError: Cannot read the image "a: b.jpg" (cut off)\n'
     )
     assert str(UserError(wrapped)) == 'Cannot read the image "a: b.jpg" (cut off)'
 
