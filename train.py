@@ -43,9 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv):
     """The command line. Flags in capitals hold the config key they set; None means not given."""
-    parser = Parser(
-        prog="train.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(prog="train.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter)
     flag = parser.add_argument
     flag("--root", dest="DATASET.ROOT", help="folder with the datasets (default: $DATA, else ./data)")
     flag("--output-dir", dest="OUTPUT_DIR", help="folder for this run (default: ./output)")
@@ -98,14 +96,20 @@ def existing(path):
         folder = next(parent for parent in Path(path).parents if parent.is_dir())
         names = sorted(entry.name for entry in folder.iterdir())
         meant = nearest(Path(path).relative_to(folder).parts[0], names)
-        raise MissingFile(f"No config file {path}; {folder} has {', '.join(names)}; do you mean {meant}?")
+        hint = f"; do you mean {meant}? There are {', '.join(names)}" if names else ""
+        raise MissingFile(f"No config file {path}: {folder} has no such entry{hint}")
     return path
 
 
 def check(args, cfg):
     """What can be known before anything is built or written."""
-    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    for group, registry, flag in (
+        ("TRAINER", TRAINER_REGISTRY, "--trainer"),
+        ("DATASET", DATASET_REGISTRY, "--dataset-config-file"),
+    ):
+        if not cfg[group].NAME:
+            raise UserError(f"{group}.NAME is not set; give {flag}")
+        registry.get(cfg[group].NAME)
     asked = args.device == "cuda" or "USE_CUDA" in args.opts[::2]
     if asked and cfg.USE_CUDA and not torch.cuda.is_available():
         raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")

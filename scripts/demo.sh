@@ -18,7 +18,7 @@ progress() {
   if [ -n "$live" ]; then printf '%s' "$1"; fi
   while IFS= read -r line; do
     case $line in
-      "epoch ["*) if [ -n "$live" ]; then printf '%s%s, %s]' "$live" "$1" "${line%%]*}"; fi ;;
+      "epoch ["*) if [ -n "$live" ]; then printf '%s%s, %s' "$live" "$1" "${line%% time*}"; fi ;;
       "* accuracy: "* | "Finished before: "*) accuracy=${line##* } ;;
     esac
   done

@@ -2,16 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(ROOT.glob("scripts/**/*.sh")) + [ROOT / ".ci/run"]
-TARGETS = (
-    "caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
-)
+TARGETS = "caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 TARGETS = TARGETS.split()
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
 
@@ -20,6 +20,7 @@ STAND_IN = """#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
 if [[ -n ${FAIL_ON:-} && "$*" == *$FAIL_ON* ]]; then echo "Error: said so" >&2; exit "${FAIL_CODE:-1}"; fi
 if [[ "$*" == *"-m venv"* ]]; then mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; fi
+if [ -n "${WAIT:-}" ]; then trap "exit 130" INT; touch "$WAIT"; for i in {1..200}; do sleep 0.1; done; fi
 echo "epoch [1/1] batch [1/1] loss 1.0"
 echo "* accuracy: 50.0%"
 while (($#)); do
@@ -42,15 +43,23 @@ class Shell:
         return self.command("bash", ROOT / "scripts" / script, *args, **env)
 
     def command(self, *words, **env):
+        process = self.start(*words, **env)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def start(self, *words, **env):
         settings = {"PATH": os.environ["PATH"], "CALLS": self.calls_file, "PYTHON": self.python, "DATA": "/d"}
         settings |= {"OUTPUT": self.output} | env
-        return subprocess.run(
+        return subprocess.Popen(
             [str(word) for word in words],
             env={key: str(value) for key, value in settings.items()},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )
 
     @property
@@ -209,9 +218,7 @@ def test_reproduce_few_shot_runs_five_shot_counts(shell):
 
 def test_reproduce_xd_trains_once_per_seed_and_tests_on_fourteen_datasets(shell):
     assert shell("skip/reproduce_xd.sh", SEEDS="1").returncode == 0
-    tested = [
-        call.split("configs/datasets/")[1].split(".yaml")[0] for call in shell.calls if "eval-only" in call
-    ]
+    tested = [call.split("configs/datasets/")[1].split(".yaml")[0] for call in shell.calls if "eval-only" in call]
     assert tested == TARGETS + VARIANTS
     assert sum("train.py" in call for call in shell.calls) == 15
 
@@ -241,6 +248,18 @@ def test_demo_shows_the_error_of_a_failing_run_and_stops(shell):
     done = shell("demo.sh", FAIL_ON="FinetuneCLIP")
     assert done.returncode == 1 and "Error: said so" in done.stderr
     assert sum("train.py" in call for call in shell.calls) == 3
+
+
+def test_demo_says_after_ctrl_c_how_to_go_on(shell):
+    waiting = shell.folder / "waiting"
+    process = shell.start("bash", ROOT / "scripts/demo.sh", WAIT=waiting)
+    while not waiting.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "same command" in err
+    assert len(shell.calls) == 1
 
 
 def test_demo_keeps_its_settings_whatever_the_environment_says(shell):
