@@ -90,9 +90,7 @@ def _fit(key, value, default, where):
     """`value`, read and converted to the type of `default`."""
     given = _read(value)
     if isinstance(default, CfgNode):
-        raise ConfigError(
-            f"{key}{where} is a group of options; set one of {', '.join(flatten(default, f'{key}.'))}"
-        )
+        raise ConfigError(f"{key}{where} is a group of options; set one of {', '.join(flatten(default, f'{key}.'))}")
     if isinstance(default, str) and isinstance(value, str) and given is not None:
         return given if isinstance(given, str) else value
     if given is None or default is None or type(given) is type(default):
@@ -101,9 +99,7 @@ def _fit(key, value, default, where):
         if type(default) is wanted and type(given) is accepted:
             return wanted(given)
     kind = type(default).__name__
-    raise ConfigError(
-        f"{key}{where} must be a {kind} like {default!r}, not {given!r} ({type(given).__name__})"
-    )
+    raise ConfigError(f"{key}{where} must be a {kind} like {default!r}, not {given!r} ({type(given).__name__})")
 
 
 def _read(value):

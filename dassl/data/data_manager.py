@@ -128,9 +128,7 @@ def build_data_loader(
         persistent_workers=workers > 0 and hasattr(dataset, "epoch_seed"),
     )
     if not len(loader):
-        raise UserError(
-            f"{sampler_type} makes no full batch of {batch_size} images; choose a smaller BATCH_SIZE"
-        )
+        raise UserError(f"{sampler_type} makes no full batch of {batch_size} images; choose a smaller BATCH_SIZE")
     return loader
 
 

@@ -113,16 +113,12 @@ SAMPLERS = {
         source, batch_size, n_domain
     ),
     "SeqDomainSampler": lambda source, batch_size, n_domain, n_ins: SeqDomainSampler(source, batch_size),
-    "RandomClassSampler": lambda source, batch_size, n_domain, n_ins: RandomClassSampler(
-        source, batch_size, n_ins
-    ),
+    "RandomClassSampler": lambda source, batch_size, n_domain, n_ins: RandomClassSampler(source, batch_size, n_ins),
 }
 
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
     """The sampler called `sampler_type` over `data_source`; UnknownName (also a ValueError) otherwise."""
     if sampler_type not in SAMPLERS:
-        raise UnknownName(
-            f"Unknown sampler type: {sampler_type} (do you mean {nearest(sampler_type, SAMPLERS)}?)"
-        )
+        raise UnknownName(f"Unknown sampler type: {sampler_type} (do you mean {nearest(sampler_type, SAMPLERS)}?)")
     return SAMPLERS[sampler_type](data_source, batch_size, n_domain, n_ins)

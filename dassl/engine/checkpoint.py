@@ -43,9 +43,7 @@ def find_checkpoint(directory, name, epoch=None):
     """
     folder = os.path.join(directory, name)
     files = os.listdir(folder) if os.path.isdir(folder) else []
-    epochs = sorted(
-        int(match[1]) for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, files) if match
-    )
+    epochs = sorted(int(match[1]) for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, files) if match)
     wanted = "model-best.pth.tar"
     if epoch is not None:
         wanted = f"model.pth.tar-{epoch}"

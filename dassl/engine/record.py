@@ -16,10 +16,7 @@ from ..utils import write_json
 def split_hash(dataset, root):
     """SHA-256 of the images a run saw: [path relative to root, label, classname] of train_x, val and test."""
     splits = [
-        [
-            [Path(os.path.relpath(item.impath, root)).as_posix(), item.label, item.classname]
-            for item in split or []
-        ]
+        [[Path(os.path.relpath(item.impath, root)).as_posix(), item.label, item.classname] for item in split or []]
         for split in (dataset.train_x, dataset.val, dataset.test)
     ]
     return hashlib.sha256(json.dumps(splits, separators=(",", ":")).encode()).hexdigest()
@@ -28,9 +25,7 @@ def split_hash(dataset, root):
 def learned_parameters(trainer):
     """Number of parameters that the registered models' optimizers change."""
     optims = [optim for optim in trainer._optims.values() if optim is not None]
-    learned = {
-        p for optim in optims for group in optim.param_groups for p in group["params"] if p.requires_grad
-    }
+    learned = {p for optim in optims for group in optim.param_groups for p in group["params"] if p.requires_grad}
     return sum(p.numel() for p in learned)
 
 

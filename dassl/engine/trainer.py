@@ -355,9 +355,7 @@ class SimpleTrainer(TrainerBase):
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
-                self.save_model(
-                    self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar"
-                )
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar")
         if last or (frequency > 0 and (self.epoch + 1) % frequency == 0):
             self.save_model(self.epoch, self.output_dir)
 

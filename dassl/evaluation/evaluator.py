@@ -62,9 +62,7 @@ class Classification(EvaluatorBase):
         counts = _confusion(predicted, true)
         self.correct, self.total = int(counts.diagonal().sum()), len(true)
         accuracy = 100.0 * self.correct / self.total
-        self.results = OrderedDict(
-            accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * _macro_f1(counts)
-        )
+        self.results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * _macro_f1(counts))
         self._print()
         if self.cfg.TEST.PER_CLASS_RESULT:
             self.results["perclass_accuracy"] = self._per_class(counts)

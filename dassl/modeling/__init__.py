@@ -28,18 +28,12 @@ class Backbone(nn.Module):
 
 
 def build_backbone(name, **kwargs):
-    raise UserError(
-        f'Dassl\'s backbone "{name}" is not included; load CLIP with clip.load() in build_model()'
-    )
+    raise UserError(f'Dassl\'s backbone "{name}" is not included; load CLIP with clip.load() in build_model()')
 
 
 def build_head(name, **kwargs):
-    raise UserError(
-        f"Dassl's head \"{name}\" is not included; write the layers in your trainer's build_model()"
-    )
+    raise UserError(f"Dassl's head \"{name}\" is not included; write the layers in your trainer's build_model()")
 
 
 def build_network(name, **kwargs):
-    raise UserError(
-        f"Dassl's network \"{name}\" is not included; write the layers in your trainer's build_model()"
-    )
+    raise UserError(f"Dassl's network \"{name}\" is not included; write the layers in your trainer's build_model()")

@@ -87,9 +87,7 @@ def _main_scheduler(optimizer, optim_cfg):
     if name == "single_step":
         step = steps[-1] if isinstance(steps, list | tuple) else steps
         if not isinstance(step, int):
-            raise StepSizeError(
-                f"OPTIM.STEPSIZE of single_step must be a whole number of epochs, not {step!r}"
-            )
+            raise StepSizeError(f"OPTIM.STEPSIZE of single_step must be a whole number of epochs, not {step!r}")
         return StepLR(optimizer, step if step > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
     if name == "multi_step":
         if not isinstance(steps, list | tuple):
@@ -105,6 +103,4 @@ class StepSizeError(UserError, TypeError, ValueError):
 
 
 def _unknown(key, given, known):
-    return UnknownName(
-        f"OPTIM.{key} must be one of {known}, but got {given} (nearest: {nearest(given, known)})"
-    )
+    return UnknownName(f"OPTIM.{key} must be one of {known}, but got {given} (nearest: {nearest(given, known)})")

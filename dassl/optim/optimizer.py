@@ -26,9 +26,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     if name == "sgd":
         return _sgd(params, optim_cfg, common)
     if name == "rmsprop":
-        return torch.optim.RMSprop(
-            params, **common, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA
-        )
+        return torch.optim.RMSprop(params, **common, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA)
     if name == "radam":
         return torch.optim.RAdam(params, **common, betas=betas)
     fused = _fused(params)

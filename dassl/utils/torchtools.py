@@ -70,9 +70,7 @@ def load_checkpoint(fpath):
         raise UserError(f'Unable to load checkpoint from "{fpath}" ({reason}); name another') from error
     except Exception as error:  # anything from EOFError to RuntimeError
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f'Unable to load checkpoint from "{fpath}" ({reason}); remove it or name another'
-        ) from error
+        raise UserError(f'Unable to load checkpoint from "{fpath}" ({reason}); remove it or name another') from error
 
 
 def load_weights(module, state_dict, path):
@@ -87,9 +85,7 @@ def load_weights(module, state_dict, path):
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f'"{path}" does not fit this model: {"; ".join(wrong[:3])}{more}; choose another --model-dir'
-        )
+        raise UserError(f'"{path}" does not fit this model: {"; ".join(wrong[:3])}{more}; choose another --model-dir')
     module.load_state_dict(state_dict)
 
 
@@ -97,9 +93,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load what `<fdir>/checkpoint` names into the three parts; returns the number of finished epochs."""
     pointer = os.path.join(fdir, "checkpoint")
     if not os.path.isfile(pointer):
-        raise MissingFile(
-            f'No file "{pointer}" to say which checkpoint is the last; choose another --output-dir'
-        )
+        raise MissingFile(f'No file "{pointer}" to say which checkpoint is the last; choose another --output-dir')
     with open(pointer, encoding="utf-8") as file:
         path = os.path.join(fdir, file.readline().strip())
     print(f'Loading checkpoint from "{path}"')

@@ -187,9 +187,7 @@ def test_resume_may_look_into_another_folder(cfg, tmp_path, capsys):
 def test_an_unfinished_run_with_other_options_is_not_continued(cfg):
     interrupted(cfg, epoch=1, batch=0)
     before = Path(cfg.OUTPUT_DIR, "resume.pt").read_bytes()
-    cfg.merge_from_list(
-        ["OPTIM.LR", 0.5, "TRAIN.PRINT_FREQ", 1, "DATALOADER.NUM_WORKERS", 1, "VERBOSE", False]
-    )
+    cfg.merge_from_list(["OPTIM.LR", 0.5, "TRAIN.PRINT_FREQ", 1, "DATALOADER.NUM_WORKERS", 1, "VERBOSE", False])
     with pytest.raises(UserError) as caught:
         build_trainer(cfg).train()
     message = str(caught.value)
@@ -261,9 +259,7 @@ def test_load_model_takes_the_best_then_the_last_or_the_epoch_asked_for(cfg, cap
     trainer.save_model(4, cfg.OUTPUT_DIR, val_result=71.26, model_name="model-best.pth.tar")
     trainer.load_model(cfg.OUTPUT_DIR)
     trainer.load_model("")
-    lines = [
-        line for line in capsys.readouterr().out.splitlines() if line.startswith(("Load /", "Note that"))
-    ]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Load /", "Note that"))]
     ends = ["(epoch=10)", "(epoch=2)", "(epoch=5, val_result=71.3)", "(ignore this if it's done on purpose)"]
     assert all(line.endswith(end) for line, end in zip(lines, ends, strict=True))
 
@@ -306,9 +302,7 @@ def test_weights_that_do_not_fit_are_listed(cfg):
     trainer = build_trainer(cfg)
     trainer.save_model(1, cfg.OUTPUT_DIR)
     trainer._models["net"] = torch.nn.Sequential(torch.nn.Linear(768, 3))
-    with pytest.raises(
-        UserError, match="0.weight is missing; 0.bias is missing; weight is unknown and 1 more"
-    ):
+    with pytest.raises(UserError, match="0.weight is missing; 0.bias is missing; weight is unknown and 1 more"):
         trainer.load_model(cfg.OUTPUT_DIR)
     trainer._models["net"] = torch.nn.Linear(768, 5)
     with pytest.raises(UserError, match=r"weight is \(3, 768\), not \(5, 768\)"):
@@ -330,9 +324,7 @@ def test_result_json_holds_every_key_and_ends_the_run(cfg):
     assert list(result) == [*keys.split(), "seconds", "peak_memory_mb", "learned_parameters", "versions"]
     assert result["accuracy"] == 100 * result["correct"] / result["total"] and result["total"] == 12
     assert result["learned_parameters"] == 3 * 768 and result["config"] == "vit_b16"
-    assert (
-        result["seconds"]["train"] > 0 and result["seconds"]["test"] > 0 and result["seconds"]["extract"] == 0
-    )
+    assert result["seconds"]["train"] > 0 and result["seconds"]["test"] > 0 and result["seconds"]["extract"] == 0
     assert set(result["versions"]) == {"python", "torch", "torchvision", "numpy"}
 
 

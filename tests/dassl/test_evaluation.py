@@ -47,9 +47,7 @@ def test_the_result_block_is_the_one_that_scripts_grep(capsys):
 
 def test_per_class_lines_and_the_confusion_matrix(tmp_path, capsys):
     cfg = get_cfg_default()
-    cfg.merge_from_list(
-        ["TEST.PER_CLASS_RESULT", True, "TEST.COMPUTE_CMAT", True, "OUTPUT_DIR", str(tmp_path)]
-    )
+    cfg.merge_from_list(["TEST.PER_CLASS_RESULT", True, "TEST.COMPUTE_CMAT", True, "OUTPUT_DIR", str(tmp_path)])
     _, results = evaluate(cfg)
     out = capsys.readouterr().out
     assert "=> per-class result\n* class: 0 (class 0)\ttotal: 3\tcorrect: 2\tacc: 66.7%\n" in out

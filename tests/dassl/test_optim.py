@@ -140,9 +140,7 @@ def test_staged_rates_go_by_direct_children_and_param_groups_overrule_them():
     assert [group["lr"] for group in groups] == pytest.approx([2e-4, 2e-3])
     assert groups[1]["params"][0] is model["new"].weight
     with pytest.warns(UserWarning, match="STAGED_LR"):
-        groups = build_optimizer(
-            model, staged, [{"params": model["old"].parameters(), "lr": 1.0}]
-        ).param_groups
+        groups = build_optimizer(model, staged, [{"params": model["old"].parameters(), "lr": 1.0}]).param_groups
     assert [group["lr"] for group in groups] == [1.0]
     with pytest.raises(TypeError):
         build_optimizer(list(model.parameters()), staged)

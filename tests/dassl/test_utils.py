@@ -64,9 +64,7 @@ def test_a_registry_refuses_duplicates_and_suggests_for_unknown_names():
         pass
 
     assert registry.get("CoOp") is CoOp and registry.registered_names() == ["CoOp"]
-    with pytest.raises(
-        KeyError, match='^An object named "CoOp" was already registered in "TRAINER" registry$'
-    ) as e:
+    with pytest.raises(KeyError, match='^An object named "CoOp" was already registered in "TRAINER" registry$') as e:
         registry.register(CoOp)
     assert isinstance(e.value, UserError)
     with pytest.raises(KeyError, match=r'No "Coop" in the TRAINER registry \(do you mean "CoOp"\?\)') as e:

@@ -66,9 +66,7 @@ class DatasetBase:
         if missing:
             which = ", ".join(f'{label} "{names.get(label, "?")}"' for label in missing[:3])
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(
-                f"No training image for class {which}{more} of {type(self).__name__}; check its split file"
-            )
+            raise UserError(f"No training image for class {which}{more} of {type(self).__name__}; check its split file")
 
     @property
     def train_x(self):
