@@ -211,6 +211,9 @@ class SkipTuning(TrainerX):
     def extra_state(self):
         return {"loss_scale": self.loss_scale}
 
+    def fixed_options(self):
+        return {"TRAINER.SKIPTUNING.OMEGA": self.options.OMEGA}
+
     def load_extra_state(self, state):
         self.loss_scale = state["loss_scale"]
 

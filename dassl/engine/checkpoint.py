@@ -12,7 +12,7 @@ import yaml
 from ..config import flatten
 from ..utils import MissingFile, UserError, load_checkpoint, load_weights, save_atomic
 
-# Options that may differ between a run and its continuation: they do not touch the result.
+# Options that may differ between a run and its continuation: where it runs, not what it does.
 _FREE = (
     "OUTPUT_DIR",
     "RESUME",
@@ -23,8 +23,9 @@ _FREE = (
 )
 
 
-def describe(cfg, dataset):
+def describe(trainer):
     """What a checkpoint was trained with: the `meta` entry."""
+    cfg = trainer.cfg
     return {
         "trainer": cfg.TRAINER.NAME,
         "backbone": cfg.MODEL.BACKBONE.NAME,
@@ -32,7 +33,8 @@ def describe(cfg, dataset):
         "subsample": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
         "shots": cfg.DATASET.NUM_SHOTS,
         "seed": cfg.SEED,
-        "classnames": list(dataset.classnames),
+        "classnames": list(trainer.dm.dataset.classnames),
+        "options": trainer.fixed_options(),
     }
 
 
@@ -57,12 +59,18 @@ def find_checkpoint(directory, name, epoch=None):
 
 
 def check_meta(path, theirs, ours):
-    """UserError if a checkpoint is of another backbone, or of part of another dataset's classes."""
+    """UserError for a checkpoint of another backbone, other fixed options, or part of another dataset's classes."""
     if theirs["backbone"] != ours["backbone"]:
         raise UserError(
             f'"{path}" was trained with the backbone {theirs["backbone"]}, this run uses {ours["backbone"]};'
             f" set MODEL.BACKBONE.NAME or choose another --model-dir"
         )
+    for key, value in theirs.get("options", {}).items():
+        if ours["options"].get(key, value) != value:
+            raise UserError(
+                f'"{path}" was trained with {key} {value}, this run has {ours["options"][key]};'
+                " set it to the same, or choose another --model-dir"
+            )
     if theirs["dataset"] != ours["dataset"] and theirs["subsample"] != "all":
         raise UserError(
             f'"{path}" was trained on the {theirs["subsample"]} classes of {theirs["dataset"]}, this run uses'

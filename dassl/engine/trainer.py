@@ -81,6 +81,10 @@ class TrainerBase:
 
     # Checkpoints --------------------------------------------------------------------------------
 
+    def fixed_options(self):
+        """{config key: value} of the options that must be the same wherever this trainer's checkpoints are loaded."""
+        return {}
+
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         """Write `<directory>/<name>/model.pth.tar-<epoch + 1>` for every registered model."""
         for name in self.get_model_names():
@@ -91,7 +95,7 @@ class TrainerBase:
                 "optimizer": optim.state_dict() if optim is not None else None,
                 "scheduler": sched.state_dict() if sched is not None else None,
                 "val_result": val_result,
-                "meta": ckpt.describe(self.cfg, self.dm.dataset),
+                "meta": ckpt.describe(self),
             }
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
 
@@ -110,7 +114,7 @@ class TrainerBase:
             path = ckpt.find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
             if "meta" in checkpoint:  # upstream's have none
-                ckpt.check_meta(path, checkpoint["meta"], ckpt.describe(self.cfg, self.dm.dataset))
+                ckpt.check_meta(path, checkpoint["meta"], ckpt.describe(self))
             load_weights(self._models[name], checkpoint["state_dict"], path)
             result = checkpoint.get("val_result")
             result = "" if result is None else f", val_result={result:.1f}"

@@ -41,10 +41,8 @@ WARMUP = 200  # steps
 DECAY = 0.4  # the last share of the steps, in which the learning rate falls linearly to zero
 CAPTION_TOKENS = 24
 MIN_SETS = {True: 2, False: 4}  # sets a name must occur in: coloured drawings, monochrome ones
-WEIGHT_COLOUR, WEIGHT_WANTED = (
-    3.0,
-    4.0,
-)  # sampling weights: coloured drawings; names the embedded dataset uses
+WEIGHT_COLOUR = 5.0  # sampling weight of coloured drawings
+WEIGHT_WANTED = 12.0  # and of names that the embedded dataset uses
 
 TEMPLATES = (
     "a photo of a {}.",

@@ -1,0 +1,106 @@
+"""A tiny random CLIP in a file, a data set of coloured pictures, and trainers built on the two."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import trainers
+from clip.model import CLIP, convert_weights
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import build_trainer
+from dassl.utils import set_random_seed
+
+CLASSES = ["red box", "green_ball", "blue", "a very yellow thing", "grey", "pink bow", "white", "black dot"]
+IMAGES = {"train": 4, "test": 2}  # of each class
+
+
+@DATASET_REGISTRY.register()
+class Pictures(DatasetBase):
+    def __init__(self, cfg):
+        items = {
+            part: [
+                Datum(f"{cfg.DATASET.ROOT}/{part}_{label}_{i}.png", label=label, classname=name)
+                for label, name in enumerate(CLASSES)
+                for i in range(number)
+            ]
+            for part, number in IMAGES.items()
+        }
+        super().__init__(train_x=items["train"], test=items["test"])
+
+
+@pytest.fixture
+def random_clip():
+    """A CLIP of 3 + 3 blocks for 32 pixels, every parameter random, in eval mode; fp32, rounded to what fp16 holds."""
+    torch.manual_seed(0)
+    model = CLIP(
+        embed_dim=32,
+        image_resolution=32,
+        vision_layers=3,
+        vision_width=128,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=3,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    convert_weights(model)  # as every loaded model is
+    return model.float().eval()
+
+
+@pytest.fixture
+def make_cfg(tmp_path, random_clip):
+    """make_cfg(trainer, KEY, VALUE, ...): options of a short run of it on Pictures, whose files are written first."""
+    noise = np.random.default_rng(0)
+    for part, number in IMAGES.items():
+        for label in range(len(CLASSES)):
+            colour = noise.uniform(0, 255, 3)
+            for i in range(number):
+                pixels = np.clip(noise.normal(colour, 50, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / f"{part}_{label}_{i}.png")
+    save_file(random_clip.state_dict(), tmp_path / "tiny.safetensors")
+
+    def make(trainer, *opts):
+        cfg = get_cfg_default()
+        trainers.extend_cfg(cfg)
+        fixed = {
+            "TRAINER.NAME": trainer,
+            "DATASET.NAME": "Pictures",
+            "DATASET.ROOT": str(tmp_path),
+            "OUTPUT_DIR": str(tmp_path / "run"),
+            "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
+            "INPUT.SIZE": (32, 32),
+            "INPUT.TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"],
+            "DATALOADER.NUM_WORKERS": 0,
+            "DATALOADER.TRAIN_X.BATCH_SIZE": 4,
+            "OPTIM.NAME": "sgd",
+            "OPTIM.LR": 0.01,
+            "OPTIM.LR_SCHEDULER": "cosine",
+            "OPTIM.MAX_EPOCH": 2,
+            "SEED": 1,
+            "USE_CUDA": False,
+            "TRAINER.SKIPTUNING.OMEGA": 2,
+        }
+        cfg.merge_from_list([word for pair in fixed.items() for word in pair])
+        cfg.merge_from_list(list(opts))
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_cfg):
+    """make_trainer(trainer, KEY, VALUE, ...): the trainer itself, built after its seed was set."""
+
+    def make(trainer, *opts):
+        cfg = make_cfg(trainer, *opts)
+        set_random_seed(cfg.SEED)
+        return build_trainer(cfg)
+
+    return make

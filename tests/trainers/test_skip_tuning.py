@@ -1,0 +1,185 @@
+"""SkipTuning and FinetuneCLIP: the two skips put together, their options, and the baseline they start from."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clip import clip
+from dassl.utils import UserError
+from trainers.lskip import LayerCache, shallow_image
+
+
+def first_batch(trainer):
+    """Start training and return the first batch of the first epoch."""
+    trainer.before_train()
+    trainer.epoch = trainer.batch_idx = 0
+    trainer.before_epoch()
+    trainer.num_batches = len(trainer.train_loader_x)
+    return next(iter(trainer.train_loader_x))
+
+
+def gradients(trainer):
+    return {name: p.grad.clone() for name, p in trainer.deep.named_parameters()}
+
+
+def test_omega_0_and_r_1_is_full_fine_tuning(make_trainer, random_clip):
+    """SkipTuning that skips nothing, FinetuneCLIP, and plain CLIP with plain cross-entropy: the same gradients."""
+    plain = ["INPUT.TRANSFORMS", '["normalize"]']
+    skip = make_trainer("SkipTuning", *plain, "TRAINER.SKIPTUNING.OMEGA", "0", "TRAINER.SKIPTUNING.R", "1.0")
+    full = make_trainer("FinetuneCLIP", *plain)
+    pixels = first_batch(full)
+    first_batch(skip)
+    v = shallow_image(skip.clip_model.visual, pixels["img"], 0)
+    loss_skip = skip.forward_backward({"img": v, "label": pixels["label"]})["loss"]
+    loss_full = full.forward_backward(pixels)["loss"]
+
+    prompts = [f"a photo of a {name.replace('_', ' ')}." for name in full.dm.dataset.classnames]
+    logits, _ = random_clip(pixels["img"], clip.tokenize(prompts))
+    loss = F.cross_entropy(logits, pixels["label"])
+    loss.backward()
+    assert loss_skip == pytest.approx(loss.item(), rel=1e-4) and loss_full == pytest.approx(loss.item(), rel=1e-4)
+    expected = {
+        "text_encoder.text_projection": random_clip.text_projection.grad,
+        "image_encoder.proj": random_clip.visual.proj.grad,
+        "text_encoder.resblocks.0.attn.in_proj_weight": random_clip.transformer.resblocks[0].attn.in_proj_weight.grad,
+        "image_encoder.resblocks.0.mlp.c_fc.weight": random_clip.visual.transformer.resblocks[0].mlp.c_fc.weight.grad,
+    }
+    ours, theirs = gradients(skip), gradients(full)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_of_a_step_with_both_skips_equal_plain_autograd_on_the_kept_classes(make_trainer, random_clip):
+    trainer = make_trainer("SkipTuning", "INPUT.TRANSFORMS", '["normalize"]')
+    batch = first_batch(trainer)
+    kept = torch.rand(len(batch["label"]), 8) < 0.4
+    kept[torch.arange(len(kept)), batch["label"]] = True
+    trainer.sample_classes = lambda features, labels: kept
+    trainer.forward_backward(batch)
+
+    model = trainer.clip_model  # its weights moved by one step; the reference starts from the file's
+    order = [(trainer.train_loader_x.features == v).flatten(1).all(1).nonzero().item() for v in batch["img"]]
+    images = torch.stack([trainer.train_loader_x.dataset[i]["img"] for i in order])
+    prompts = [f"a photo of a {name.replace('_', ' ')}." for name in trainer.dm.dataset.classnames]
+    logits, _ = random_clip(images, clip.tokenize(prompts))
+    own = [-logits[i, y] + logits[i, kept[i]].logsumexp(0) for i, y in enumerate(batch["label"])]
+    torch.stack(own).mean().backward()
+    got = gradients(trainer)["text_encoder.resblocks.2.mlp.c_fc.weight"]
+    torch.testing.assert_close(got, random_clip.transformer.resblocks[2].mlp.c_fc.weight.grad, rtol=1e-3, atol=1e-5)
+    assert model.visual.transformer.resblocks[1].mlp.c_fc.weight.grad is None
+
+
+def test_text_runs_only_for_the_classes_that_some_image_kept(make_trainer):
+    trainer = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.SCOPE", "batch", "TRAINER.SKIPTUNING.LAMBDA", "100.0")
+    batch = first_batch(trainer)
+    seen = []
+    trainer.deep["text_encoder"].register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    trainer.forward_backward(batch)
+    assert seen == [4]  # r M of 8 classes, and a lambda that keeps no other
+
+
+def test_ranking_uses_the_class_features_before_fine_tuning_also_after_a_resume(make_trainer):
+    trainer = make_trainer("SkipTuning")
+    initial = trainer.class_features()
+    trainer.train()
+    assert torch.equal(trainer.zero_shot, initial) and not torch.equal(trainer.class_features(), initial)
+    resumed = make_trainer("SkipTuning")
+    resumed.before_train()
+    assert torch.equal(resumed.zero_shot, initial)
+
+
+def test_resampling_once_per_run_keeps_the_same_ranks_in_every_step(make_trainer):
+    def counts(resample):
+        trainer = make_trainer(
+            "SkipTuning", "TRAINER.SKIPTUNING.RESAMPLE", resample, "TRAINER.SKIPTUNING.R", "0.1", "SEED", "3"
+        )
+        trainer.before_train()
+        features = F.normalize(torch.randn(1, 32), dim=-1)
+        return {trainer.sample_classes(features, torch.tensor([0])).sum().item() for _ in range(20)}
+
+    assert len(counts("run")) == 1 < len(counts("step"))
+
+
+def test_image_tower_has_its_own_learning_rate(make_trainer):
+    trainer = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.IMAGE_LR", "0.004")
+    assert [group["lr"] for group in trainer.optim.param_groups] == [0.01, 0.004]
+    assert [group["lr"] for group in make_trainer("SkipTuning").optim.param_groups] == [0.01, 0.01]
+
+
+def test_evaluation_extracts_no_training_features(make_trainer, tmp_path, monkeypatch):
+    make_trainer("SkipTuning").train()
+    trainer = make_trainer("SkipTuning", "OUTPUT_DIR", str(tmp_path / "test"))
+    monkeypatch.setattr(LayerCache, "__init__", lambda *args: pytest.fail("a cache was made"))
+    trainer.load_model(str(tmp_path / "run"))
+    trainer.test()
+
+
+def test_classes_are_encoded_once_per_evaluation(make_trainer):
+    trainer = make_trainer("SkipTuning", "DATALOADER.TEST.BATCH_SIZE", "2")
+    calls = []
+    trainer.deep["text_encoder"].register_forward_hook(lambda *args: calls.append(1))
+    trainer.test()
+    assert len(calls) == 1
+
+
+def test_extraction_time_is_counted_apart(make_trainer):
+    trainer = make_trainer("SkipTuning")
+    trainer.train()
+    assert trainer.extract_seconds > 0 and trainer.train_seconds > 0
+    assert make_trainer("FinetuneCLIP").extract_seconds == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "amp"])
+def test_every_precision_trains_to_finite_weights_near_fp32(make_trainer, precision):
+    opts = ["OPTIM.MAX_EPOCH", "1", "INPUT.TRANSFORMS", '["normalize"]', "OUTPUT_DIR"]
+    exact = make_trainer("SkipTuning", *opts, "exact")
+    trainer = make_trainer("SkipTuning", *opts, "other", "TRAINER.SKIPTUNING.PREC", precision)
+    batch = first_batch(exact)
+    kept = torch.ones(4, 8, dtype=torch.bool)
+    first_batch(trainer)
+    images = torch.stack([exact.train_loader_x.dataset[i]["img"] for i in range(4)])
+    losses = []
+    for one in (exact, trainer):
+        one.sample_classes = lambda features, labels: kept
+        losses.append(one.forward_backward({"img": one.encode_shallow(images), "label": batch["label"]})["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert all(p.isfinite().all() for p in trainer.deep.parameters())
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    assert trainer.deep["image_encoder"].proj.dtype == dtype
+
+
+def test_overflowing_gradients_skip_the_step_and_halve_the_loss_scale(make_trainer):
+    trainer = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.PREC", "fp16")
+    batch = first_batch(trainer)
+    trainer.loss_scale = 2.0**40
+    before = [p.clone() for p in trainer.deep.parameters()]
+    trainer.forward_backward(batch)
+    assert trainer.loss_scale == 2.0**39
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.deep.parameters(), strict=True))
+    trainer.load_extra_state(trainer.extra_state() | {"loss_scale": 8.0})
+    assert trainer.loss_scale == 8.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TRAINER.SKIPTUNING.SCOPE", "pixel", "SCOPE is 'pixel': choose one of image, batch"),
+        ("TRAINER.SKIPTUNING.DECAY", "linear", "DECAY is 'linear': choose one of paper, official"),
+        ("TRAINER.SKIPTUNING.PREC", "fp8", "PREC is 'fp8'"),
+        ("TRAINER.SKIPTUNING.OMEGA", "3", r"OMEGA is 3: this backbone's towers can skip 0 to 2"),
+        ("INPUT.SIZE", "(224, 224)", r"needs INPUT.SIZE \(32, 32\)"),
+    ],
+)
+def test_bad_options_stop_the_run_with_what_is_allowed(make_trainer, key, value, message):
+    with pytest.raises(UserError, match=message):
+        make_trainer("SkipTuning", key, value)
+
+
+def test_checkpoint_of_another_omega_is_refused(make_trainer, tmp_path):
+    make_trainer("SkipTuning").train()
+    other = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.OMEGA", "1", "OUTPUT_DIR", str(tmp_path / "other"))
+    with pytest.raises(UserError, match="OMEGA"):
+        other.load_model(str(tmp_path / "run"))
