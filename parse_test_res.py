@@ -454,9 +454,7 @@ def parse_args(argv):
     markup = parser.add_mutually_exclusive_group()
     markup.add_argument("--markdown", dest="markup", action="store_const", const="pipe")
     markup.add_argument("--latex", dest="markup", action="store_const", const="latex_booktabs")
-    parser.add_argument(
-        "--paper", action="store_true", help=f"published values beside ours ({PUBLISHED.name})"
-    )
+    parser.add_argument("--paper", action="store_true", help=f"published values beside ours ({PUBLISHED.name})")
     args = parser.parse_args(argv)
     args.wants_tables = bool(args.csv or args.markup or args.paper)
     if args.multi_exp and args.wants_tables:

@@ -44,9 +44,7 @@ class SimpleTokenizer:
 
     def __init__(self, bpe_path=MERGES):
         with gzip.open(bpe_path, "rt", encoding="utf-8") as lines:
-            merges = [
-                tuple(line.split()) for line in islice(lines, 1, 1 + MERGE_COUNT)
-            ]  # line 0 is a version
+            merges = [tuple(line.split()) for line in islice(lines, 1, 1 + MERGE_COUNT)]  # line 0 is a version
         self.byte_encoder = byte_characters()
         self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
         characters = list(self.byte_encoder.values())

@@ -29,9 +29,7 @@ class SplitDataset(DatasetBase):
         check_classes(split, type(self).__name__)
         self.split_hash = split_hash(split)
         if cfg.DATASET.NUM_SHOTS >= 1 and self.sampled:
-            split |= few_shot(
-                self.dataset_dir, split, self.split_hash, cfg.DATASET.NUM_SHOTS, cfg.SEED, self.sampled
-            )
+            split |= few_shot(self.dataset_dir, split, self.split_hash, cfg.DATASET.NUM_SHOTS, cfg.SEED, self.sampled)
         kept = subsample_classes(*split.values(), subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         data = {part: self.datums(items) for part, items in zip(split, kept, strict=True)}
         super().__init__(train_x=data["train"], val=data.get("val"), test=data["test"])

@@ -64,8 +64,7 @@ def check_classes(split, name):
     if missing:
         first = names.get(missing[0], f"label {missing[0]}")
         raise UserError(
-            f"{name}: no training images for {len(missing)} of {classes} classes (first: {first}), "
-            "see DATASETS.md"
+            f"{name}: no training images for {len(missing)} of {classes} classes (first: {first}), see DATASETS.md"
         )
 
 
@@ -76,10 +75,18 @@ def select_shots(split, shots, seed, parts=("train", "val")):
     """Draw `shots` images per class of "train", min(shots, 4) of "val", as CoOp does -> {part: items}.
 
     One stream of Python's `random`, seeded with `seed` (negative: unseeded), serves train first, then val.
-    Classes come in the order of their first appearance; one with too few images gives all it has and draws
-    nothing. The stream is private, so that the global `random` does not tell whether a selection was drawn or
-    read back.
+    Classes come in the order of their first appearance; one with too few validation images gives all it has and
+    draws nothing, one with too few training images raises UserError: fewer would not be the shots asked for (it
+    can't happen with the published splits up to 16). The stream is private, so that the global `random` does not
+    tell whether a selection was drawn or read back.
     """
+    counts = Counter(item.classname for item in split["train"])
+    fewest = min(counts, key=counts.get)
+    if counts[fewest] < shots:
+        raise UserError(
+            f"class {fewest!r} has {counts[fewest]} training images, fewer than the {shots} shots asked for; "
+            f"set DATASET.NUM_SHOTS to {counts[fewest]} or less (the scripts: SHOTS={counts[fewest]})"
+        )
     stream = random.Random(seed if seed >= 0 else None)
     return {part: _draw(split[part], shots if part == "train" else min(shots, 4), stream) for part in parts}
 
@@ -89,9 +96,7 @@ def _draw(items, shots, stream):
     for item in items:
         by_class[item.label].append(item)
     return [
-        pick
-        for group in by_class.values()
-        for pick in (stream.sample(group, shots) if len(group) >= shots else group)
+        pick for group in by_class.values() for pick in (stream.sample(group, shots) if len(group) >= shots else group)
     ]
 
 
@@ -107,10 +112,6 @@ def few_shot(folder, split, digest, shots, seed, parts=("train", "val")):
         print(f"Creating a {shots}-shot dataset")
         selected = select_shots(split, shots, seed, parts)
         write_cache(cache, identity | selected)
-    per_class = Counter(item.label for item in selected["train"])
-    short = sum(count < shots for count in per_class.values())
-    if short:
-        print(f"{short} of {len(per_class)} classes have fewer than {shots} training images: all are used")
     return selected
 
 
@@ -161,6 +162,5 @@ def subsample_classes(*items, subsample):
     chosen = labels[:half] if subsample == "base" else labels[half:]
     renumbered = {label: new for new, label in enumerate(chosen)}
     return [
-        [item._replace(label=renumbered[item.label]) for item in group if item.label in renumbered]
-        for group in items
+        [item._replace(label=renumbered[item.label]) for item in group if item.label in renumbered] for group in items
     ]

@@ -9,7 +9,6 @@ PYTHON=${PYTHON:-python3}
 DATA=${DATA:-./data}
 OUTPUT=${OUTPUT:-./output}
 TRAINER=${TRAINER:-SkipTuning}
-SHOTS=${SHOTS:-16}
 SEEDS=${SEEDS:-1 2 3}
 
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
@@ -24,8 +23,12 @@ arguments() {
   fi
 }
 
-# place STAGE DATASET SEED: sets cfg, the name of the trainer's YAML file, and folder, where the run leaves its files.
+# place STAGE DATASET SEED: sets shots, cfg (the name of the trainer's YAML file) and folder (where the run leaves its files).
 place() {
+  case $2 in
+    emoji) shots=${SHOTS:-5} ;;  # all it has
+    *) shots=${SHOTS:-16} ;;
+  esac
   case $1:$2 in
     xd_*) cfg=${CFG:-vit_b16_xd} ;;
     *:emoji) cfg=${CFG:-embedded} ;;
@@ -33,11 +36,11 @@ place() {
     *) cfg=${CFG:-vit_b16} ;;
   esac
   case $1 in
-    base2new_train) folder=base2new/train_base/$2/shots_$SHOTS/$TRAINER/$cfg ;;
-    base2new_test) folder=base2new/test_new/$2/shots_$SHOTS/$TRAINER/$cfg ;;
-    few_shot) folder=few_shot/$2/$TRAINER/${cfg}_${SHOTS}shots ;;
-    xd_train) folder=imagenet/$TRAINER/${cfg}_${SHOTS}shots ;;
-    xd_test) folder=evaluation/$TRAINER/${cfg}_${SHOTS}shots/$2 ;;
+    base2new_train) folder=base2new/train_base/$2/shots_$shots/$TRAINER/$cfg ;;
+    base2new_test) folder=base2new/test_new/$2/shots_$shots/$TRAINER/$cfg ;;
+    few_shot) folder=few_shot/$2/$TRAINER/${cfg}_${shots}shots ;;
+    xd_train) folder=imagenet/$TRAINER/${cfg}_${shots}shots ;;
+    xd_test) folder=evaluation/$TRAINER/${cfg}_${shots}shots/$2 ;;
   esac
   folder=$OUTPUT/$folder/seed$3
 }
@@ -53,7 +56,7 @@ trained() {
 
 # run STAGE DATASET SEED: one call of train.py, which skips a finished run and resumes an unfinished one.
 run() {
-  local stage=$1 dataset=$2 seed=$3 classes=all cfg folder
+  local stage=$1 dataset=$2 seed=$3 classes=all shots cfg folder
   set --
   case $stage in
     base2new_train) classes=base ;;
@@ -69,7 +72,7 @@ run() {
   "$PYTHON" train.py --root "$DATA" --seed "$seed" --trainer "$TRAINER" \
     --dataset-config-file "configs/datasets/$dataset.yaml" \
     --config-file "configs/trainers/$TRAINER/$cfg.yaml" \
-    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$SHOTS" DATASET.SUBSAMPLE_CLASSES "$classes"
+    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes"
 }
 
 # attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.

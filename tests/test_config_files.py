@@ -45,7 +45,8 @@ def test_dataset_file_names_a_registered_dataset(path):
 
 def test_every_registered_dataset_has_a_file():
     named = {yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in DATASET_FILES}
-    assert set(DATASET_REGISTRY.registered_names()) <= named
+    registered = map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())  # the tests' own are not in datasets
+    assert {each.__name__ for each in registered if each.__module__.startswith("datasets.")} == named
 
 
 @pytest.mark.parametrize("path", TRAINER_FILES, ids=name_of)

@@ -34,9 +34,7 @@ def write(folder, content):
 def write_log(folder, accuracy="89.3", end="Finish training", name="log.txt"):
     folder.mkdir(parents=True, exist_ok=True)
     head = "Loading CLIP (backbone: ViT-B/16)\n* accuracy: 11.1%\n"
-    (folder / name).write_text(
-        f"{head}{end}\n=> result\n* total: 10\n* accuracy: {accuracy}%\n* macro_f1: 7.5%\n"
-    )
+    (folder / name).write_text(f"{head}{end}\n=> result\n* total: 10\n* accuracy: {accuracy}%\n* macro_f1: 7.5%\n")
 
 
 def b2n(root, part, seed, accuracy, dataset="emoji", trainer="SkipTuning", **changes):
@@ -103,9 +101,7 @@ class TestTables:
         out, err = capsys.readouterr()
         assert line_of(out, "Average of 2", "75.00", "55.00")
         assert line_of(out, "dtd")[2:5] == ["10.00", "-", "-"]
-        assert (
-            "test_new/dtd/shots_16/SkipTuning/vit_b16/seed1: missing, but its train_base run is there" in err
-        )
+        assert "test_new/dtd/shots_16/SkipTuning/vit_b16/seed1: missing, but its train_base run is there" in err
 
     def test_ci95_is_1_96_standard_errors_and_says_so(self, tmp_path, capsys):
         pairs(tmp_path, [80.0, 81.0, 82.0], [60.0, 60.0, 60.0])
@@ -197,9 +193,7 @@ class TestProblems:
 
     def test_empty_seed_folder_is_listed(self, tmp_path, capsys):
         pairs(tmp_path, [80.0], [60.0])
-        (tmp_path / "base2new/train_base/emoji/shots_16/SkipTuning/vit_b16/seed2/learnable_params").mkdir(
-            parents=True
-        )
+        (tmp_path / "base2new/train_base/emoji/shots_16/SkipTuning/vit_b16/seed2/learnable_params").mkdir(parents=True)
         _, err = self.fail(tmp_path, capsys)
         assert "seed2: neither result.json nor log.txt" in err
 
@@ -387,9 +381,7 @@ def published():
 class TestPublishedFile:
     def test_every_line_names_its_source_and_none_is_there_twice(self):
         lines = published()
-        keys = [
-            tuple(line[key] for key in ("protocol", "method", "dataset", "shots", "metric")) for line in lines
-        ]
+        keys = [tuple(line[key] for key in ("protocol", "method", "dataset", "shots", "metric")) for line in lines]
         assert len(set(keys)) == len(keys)
         assert all(line["source"] and float(line["value"]) > 0 for line in lines)
 
@@ -401,10 +393,7 @@ class TestPublishedFile:
                 table.setdefault(line["method"], {}).setdefault(line["dataset"], {})[line["metric"]] = line
         flagged = []
         for method, datasets in table.items():
-            value = {
-                name: {key: float(line["value"]) for key, line in row.items()}
-                for name, row in datasets.items()
-            }
+            value = {name: {key: float(line["value"]) for key, line in row.items()} for name, row in datasets.items()}
             for name, row in value.items():
                 if abs(statistics.harmonic_mean([row["Base"], row["New"]]) - row["H"]) > 0.03:
                     flagged.append((method, name))
@@ -416,9 +405,7 @@ class TestPublishedFile:
         assert sorted(flagged) == [("CoCoOp", "sun397"), ("CoOp", "caltech101"), ("PromptSRC", "dtd")]
 
     def test_digitised_few_shot_curves_average_to_the_printed_mean(self):
-        ours = [
-            line for line in published() if (line["protocol"], line["method"]) == ("few_shot", "SkipTuning")
-        ]
+        ours = [line for line in published() if (line["protocol"], line["method"]) == ("few_shot", "SkipTuning")]
         for shots in ("1", "2", "4", "8", "16"):
             values = {line["dataset"]: float(line["value"]) for line in ours if line["shots"] == shots}
             assert values.pop("Average of 11") == pytest.approx(statistics.fmean(values.values()), abs=0.05)

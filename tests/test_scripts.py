@@ -125,6 +125,12 @@ def test_xd_test_reads_the_imagenet_training(shell):
     assert shell.calls == [command("sun397", 3, "vit_b16_xd", folder, "all", flags)]
 
 
+def test_the_embedded_dataset_gets_its_own_config_and_all_the_shots_it_has(shell):
+    shell("skip/base2new_train.sh", "emoji", "1")
+    folder = "base2new/train_base/emoji/shots_5/SkipTuning/embedded/seed1"
+    assert shell.calls == [command("emoji", 1, "embedded", folder, "base", shots=5)]
+
+
 def test_environment_sets_config_shots_and_trainer(shell):
     shell("skip/base2new_train.sh", "dtd", "1", CFG="mine", SHOTS=4, TRAINER="FinetuneCLIP")
     folder = "base2new/train_base/dtd/shots_4/FinetuneCLIP/mine/seed1"

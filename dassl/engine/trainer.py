@@ -45,6 +45,10 @@ def SummaryWriter(*args, **kwargs):
     return tensorboard.SummaryWriter(*args, **kwargs)
 
 
+class LossError(UserError, FloatingPointError):
+    """Training has diverged."""
+
+
 class SimpleNet(nn.Module):
     """Upstream's default network, which no trainer of the family uses."""
 
@@ -216,7 +220,7 @@ class TrainerBase:
 
     def detect_anomaly(self, loss):
         if not torch.isfinite(loss).all():
-            raise FloatingPointError("Loss is infinite or NaN!")
+            raise LossError("Loss is infinite or NaN! Lower OPTIM.LR, or choose a more exact precision")
 
     def model_zero_grad(self, names=None):
         for name in self.get_model_names(names):

@@ -83,16 +83,12 @@ def test_gradients_equal_open_clips(pair, images):
     image, text = images(ours), clip.tokenize(TEXTS, truncate=True)
     for model in pair:
         features = model.encode_image(image), model.encode_text(text)
-        F.cross_entropy(
-            10 * F.normalize(features[0]) @ F.normalize(features[1]).t(), torch.arange(3)
-        ).backward()
+        F.cross_entropy(10 * F.normalize(features[0]) @ F.normalize(features[1]).t(), torch.arange(3)).backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         if name != "logit_scale":
             scale = expected[name].grad.abs().max()
-            torch.testing.assert_close(
-                parameter.grad, expected[name].grad, atol=1e-4 * scale, rtol=1e-3, msg=name
-            )
+            torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-4 * scale, rtol=1e-3, msg=name)
 
 
 def test_vit_b16_has_openais_keys_and_shapes():
@@ -139,9 +135,7 @@ def test_vit_b16_has_openais_keys_and_shapes():
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_build_model_infers_every_size_from_the_shapes(name):
-    embed, pixels, layers, width, patch, context, vocabulary, text_width, text_heads, text_layers = BACKBONES[
-        name
-    ]
+    embed, pixels, layers, width, patch, context, vocabulary, text_width, text_heads, text_layers = BACKBONES[name]
     with torch.device("meta"):
         model = build_model(CLIP(*BACKBONES[name]).state_dict())
     visual = model.visual
@@ -157,9 +151,7 @@ def test_build_model_infers_every_size_from_the_shapes(name):
 
 def test_build_model_takes_openais_archive_scalars_and_keeps_the_values(make_clip):
     state_dict = make_clip().state_dict()
-    scalars = dict(
-        input_resolution=torch.tensor(32), context_length=torch.tensor(77), vocab_size=torch.tensor(49408)
-    )
+    scalars = dict(input_resolution=torch.tensor(32), context_length=torch.tensor(77), vocab_size=torch.tensor(49408))
     model = build_model(state_dict | scalars)
     for key, value in model.state_dict().items():
         assert torch.equal(value, state_dict[key].to(value.dtype)), key
@@ -215,9 +207,7 @@ def test_quick_gelu_is_x_times_sigmoid_of_1_702_x():
 def test_attention_runs_through_scaled_dot_product_attention(make_clip, images, monkeypatch):
     calls = []
     original = F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or original(*a, **k)
-    )
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
     model = make_clip()
     model.encode_image(images(model))
     model.encode_text(clip.tokenize("a dog"))

@@ -84,9 +84,7 @@ def test_forks_find_openais_functions_where_they_look_for_them():
     assert isinstance(submodule._tokenizer, SimpleTokenizer)
 
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("ViT-B-16", "ViT-B/16"), ("vit-l14", "ViT-L/14"), ("ViT-B/8", "ViT-B/")]
-)
+@pytest.mark.parametrize(("name", "near"), [("ViT-B-16", "ViT-B/16"), ("vit-l14", "ViT-L/14"), ("ViT-B/8", "ViT-B/")])
 def test_an_unknown_name_is_answered_with_the_nearest(name, near):
     with pytest.raises(RuntimeError, match=re.escape(f"did you mean '{near}")) as caught:
         clip.load(name)
@@ -167,9 +165,7 @@ def test_a_part_of_another_file_is_refused_and_the_next_run_is_fresh(server, tmp
 
 def test_a_users_own_file_is_not_overwritten(server, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"my own weights")
-    with pytest.raises(
-        RuntimeError, match=r"model\.pt has the SHA-256 .* move it away .*load it by its path"
-    ):
+    with pytest.raises(RuntimeError, match=r"model\.pt has the SHA-256 .* move it away .*load it by its path"):
         _download(server.url, root=tmp_path)
     assert (tmp_path / "model.pt").read_bytes() == b"my own weights"
     assert server.ranges == []
@@ -213,9 +209,7 @@ def test_a_url_without_sha256_is_refused():
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, weights.TRIES)])
 def test_a_failing_server_is_named_and_asked_again_only_if_that_can_help(server, tmp_path, status, requests):
     server.status = status
-    with pytest.raises(
-        OSError, match=f"can't download {server.url} .*{status}.*put the file at {tmp_path}/model.pt"
-    ):
+    with pytest.raises(OSError, match=f"can't download {server.url} .*{status}.*put the file at {tmp_path}/model.pt"):
         _download(server.url, root=tmp_path)
     assert len(server.ranges) == requests
 

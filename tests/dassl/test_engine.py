@@ -115,7 +115,7 @@ def test_checks_of_upstream_are_kept(cfg):
         TrainerX.__new__(TrainerX).register_model("a", None)
     with pytest.raises(KeyError):
         trainer.set_model_mode("predict")
-    with pytest.raises(FloatingPointError, match="^Loss is infinite or NaN!$"):
+    with pytest.raises(FloatingPointError, match="^Loss is infinite or NaN! Lower OPTIM.LR"):
         trainer.model_backward_and_update(torch.tensor(float("nan"), requires_grad=True))
     image, label, domain = trainer.parse_batch_train(next(iter(trainer.train_loader_x)))
     assert image.shape == (4, 3, 16, 16) and label.shape == domain.shape == (4,)
@@ -247,6 +247,7 @@ def test_checkpoints_have_upstreams_layout_and_say_what_they_are(cfg):
         "shots": -1,
         "seed": 1,
         "classnames": ["red", "green", "blue"],
+        "options": {},
     }
 
 

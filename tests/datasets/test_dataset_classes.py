@@ -342,9 +342,7 @@ def test_a_flat_imagenet_val_is_told_from_a_missing_one(tmp_path):
     val = tmp_path / "imagenet" / "images" / "val"
     shutil.rmtree(val)
     touch(val / "ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(
-        UserError, match="val has no class folders: sort its images into one folder per class"
-    ):
+    with pytest.raises(UserError, match="val has no class folders: sort its images into one folder per class"):
         build("ImageNet", tmp_path)
     shutil.rmtree(val)
     with pytest.raises(UserError, match="ImageNet: val not found in"):
@@ -358,18 +356,14 @@ def test_an_imagenet_class_without_training_images_does_not_shift_the_labels(tmp
     shutil.rmtree(folder)
     if emptied:
         folder.mkdir()
-    with pytest.raises(
-        UserError, match=r"no training images for 1 of 5 classes \(first: kite \(bird of prey\)\)"
-    ):
+    with pytest.raises(UserError, match=r"no training images for 1 of 5 classes \(first: kite \(bird of prey\)\)"):
         build("ImageNet", tmp_path, subsample="base")
 
 
 def test_a_class_folder_without_a_name_is_refused(tmp_path):
     imagenet_layout(tmp_path)
     touch(tmp_path / "imagenet" / "classnames.txt", CLASSNAMES.replace("n03773504", "n99999999"))
-    with pytest.raises(
-        UserError, match=r"classnames\.txt has no class for the folder .*n03773504, see DATASETS\.md"
-    ):
+    with pytest.raises(UserError, match=r"classnames\.txt has no class for the folder .*n03773504, see DATASETS\.md"):
         build("ImageNet", tmp_path)
 
 

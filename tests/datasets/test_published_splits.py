@@ -87,9 +87,7 @@ def test_the_selected_images_are_those_of_the_published_index_files(dataset):
 def test_base_and_new_classes_have_the_published_sizes_and_border(dataset):
     split = published_split(dataset)
     _, _, *sizes, last_base, first_new = FACTS[dataset]
-    base, new = (
-        subsample_classes(*(split[part] for part in PARTS), subsample=half) for half in ("base", "new")
-    )
+    base, new = (subsample_classes(*(split[part] for part in PARTS), subsample=half) for half in ("base", "new"))
     assert [tuple(map(len, half)) for half in (base, new)] == sizes
     classes = len({item.label for item in split["train"]})
     highest = max(item.label for item in base[0])
