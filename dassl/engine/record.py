@@ -14,7 +14,12 @@ from ..utils import write_json
 
 
 def split_hash(dataset, root):
-    """SHA-256 of the images a run saw: [path relative to root, label, classname] of train_x, val and test."""
+    """SHA-256 of the images a run saw: [path, label, classname] of train_x, val and test.
+
+    Paths are relative to the dataset's own folder (`dataset_dir`), or to `root` if it names none, so that the hash is
+    the same wherever the data lies.
+    """
+    root = dataset.dataset_dir or root
     splits = [
         [[Path(os.path.relpath(item.impath, root)).as_posix(), item.label, item.classname] for item in split or []]
         for split in (dataset.train_x, dataset.val, dataset.test)

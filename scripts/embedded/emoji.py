@@ -2,8 +2,8 @@
 
     python scripts/embedded/emoji.py icons/          # writes datasets/emoji_data/ from the package in icons/
 
-A class is an emoji whose name at least three icon sets of the pre-training use too, drawn by every training vendor and
-by at least three test sets. Drawings for training, validation and test come from different sets, and no company that
+A class is an emoji whose name at least three icon sets of the pre-training use too, drawn in every training set and in
+at least four test sets. Drawings for training, validation and test come from different sets, and no company that
 draws a test picture draws a training picture; none of the sets is in the embedded model's pre-training.
 """
 
@@ -16,7 +16,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from icons import SIZE, fetch, read_set, render, svg
+from icons import PACKAGE, SIZE, VERSION, fetch, read_set, render, svg
 from PIL import Image
 
 TARGET = Path(__file__).resolve().parents[2] / "datasets" / "emoji_data"
@@ -40,7 +40,7 @@ THINGS = {
     "Activities",
 }  # twemoji's categories
 ICON_SETS = 3  # of the pre-training, that know the name
-TEST_SETS = 3  # of the test vendors, that drew it
+TEST_SETS = 4  # of the test vendors, that drew it
 
 
 def drawings_by_name(package, vendor):
@@ -80,6 +80,30 @@ def save_picture(job):
     return True
 
 
+def attribution(package):
+    """Text of ATTRIBUTION.md: who drew the pictures, and under which licence."""
+    about = json.loads((package / "collections.json").read_text())
+    lines = [
+        "# Who drew these pictures",
+        "",
+        f"Rendered at {SIZE}x{SIZE} pixels on white, in 64 colours, from the npm package {PACKAGE} {VERSION} by",
+        "`scripts/embedded/emoji.py`; otherwise unchanged. Each picture keeps its vendor's licence; its file is named",
+        "after the set. The Apache and MIT licences are beside this file, the Creative Commons licences are at",
+        "the addresses below.",
+        "",
+        "| set | used for | author | licence |",
+        "|---|---|---|---|",
+    ]
+    for part, sets in VENDORS.items():
+        for vendor in sets:
+            author, licence = about[vendor]["author"], about[vendor]["license"]
+            link = f"[{licence['title']}]({licence['url']})" if "url" in licence else licence["title"]
+            lines.append(
+                f"| {about[vendor]['name']} (`{vendor}`) | {part} | [{author['name']}]({author['url']}) | {link} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the folder that icons.py filled")
@@ -100,6 +124,7 @@ def main():
     with Pool() as pool:
         drawn = pool.map(save_picture, jobs, chunksize=32)
     split = {part: [row for (p, row), ok in zip(rows, drawn, strict=True) if ok and p == part] for part in VENDORS}
+    (TARGET / "ATTRIBUTION.md").write_text(attribution(package))
     (TARGET / "split_emoji.json").write_text(json.dumps(split, indent=0) + "\n")
     size = sum(path.stat().st_size for path in (TARGET / "images").rglob("*.png"))
     counts = ", ".join(f"{len(rows)} {part}" for part, rows in split.items())

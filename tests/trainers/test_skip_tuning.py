@@ -109,6 +109,17 @@ def test_image_tower_has_its_own_learning_rate(make_trainer):
     assert [group["lr"] for group in make_trainer("SkipTuning").optim.param_groups] == [0.01, 0.01]
 
 
+def test_views_differ_and_repeat_also_when_workers_make_them(make_trainer):
+    def views():
+        trainer = make_trainer("SkipTuning", "DATALOADER.NUM_WORKERS", "2")
+        trainer.before_train()
+        return [trainer.train_loader_x.extract(view) for view in (0, 1)]
+
+    first, second = views(), views()
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
 def test_evaluation_extracts_no_training_features(make_trainer, tmp_path, monkeypatch):
     make_trainer("SkipTuning").train()
     trainer = make_trainer("SkipTuning", "OUTPUT_DIR", str(tmp_path / "test"))
