@@ -1,7 +1,7 @@
 """Pre-train the embedded model: CLIP's contrastive loss on icon drawings and their names.
 
     python scripts/embedded/icons.py icons/
-    python scripts/embedded/pretrain.py icons/       # about 75 minutes on 2 cores; resumes from icons/pretrain.pt
+    python scripts/embedded/pretrain.py icons/       # about an hour on 2 cores; resumes from icons/pretrain.pt
 
 Writes `clip/embedded.safetensors` at the end. The log of the shipped weights is scripts/embedded/pretrain.log.
 
@@ -215,7 +215,7 @@ def save_state(path, **state):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the folder that icons.py filled")
-    parser.add_argument("--steps", type=int, default=4000, help=f"batches of {BATCH} (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3300, help=f"batches of {BATCH} (default: %(default)s)")
     args = parser.parse_args()
 
     random.seed(0)
@@ -273,7 +273,10 @@ def main():
     full = torch.zeros(len(icons.lookup), weights["token_embedding.weight"].shape[1])
     full[icons.used] = weights["token_embedding.weight"]
     weights["token_embedding.weight"] = full
-    save_file(pack_embedded(weights, icons.used), EMBEDDED)
+    beside = EMBEDDED.with_suffix(".part")
+    save_file(pack_embedded(weights, icons.used), beside)
+    beside.chmod(0o644)
+    beside.replace(EMBEDDED)
     print(f"saved {EMBEDDED}")
 
 
