@@ -1,4 +1,4 @@
-"""The embedded dataset: 279 things drawn by emoji vendors, 64x64; comes with the code, needs no DATASET.ROOT."""
+"""The embedded dataset: 196 things drawn by emoji vendors, 64x64; comes with the code, needs no DATASET.ROOT."""
 
 from pathlib import Path
 
