@@ -58,9 +58,17 @@ def _staged(model, optim_cfg):
 
 
 def _fused(params):
-    """Whether one kernel can do the whole step: floating-point parameters on the CPU or CUDA."""
+    """Whether one kernel can do the whole step.
+
+    On the CPU for fp32 and fp64 only: of half-precision parameters PyTorch 2.9's fused SGD silently leaves most as
+    they are.
+    """
     tensors = [t for p in params for t in (p["params"] if isinstance(p, dict) else [p])]
-    return all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
+    exact = (torch.float32, torch.float64)
+    return all(
+        t.is_floating_point() and (t.device.type == "cuda" or (t.device.type == "cpu" and t.dtype in exact))
+        for t in tensors
+    )
 
 
 def _sgd(params, optim_cfg, common):

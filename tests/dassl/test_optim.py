@@ -160,3 +160,13 @@ def test_unknown_names_are_user_errors_and_value_errors(changes, text):
     with pytest.raises(ValueError, match=text) as caught:
         build(options(**changes))
     assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_element_of_a_parameter_moves_in_every_precision(name, dtype):
+    """PyTorch 2.9's fused SGD leaves most elements of half-precision parameters on the CPU as they are."""
+    parameter = nn.Parameter(torch.ones(129, dtype=dtype))
+    parameter.grad = torch.ones_like(parameter)
+    build_optimizer([parameter], options(NAME=name, LR=0.1)).step()
+    assert (parameter < 0.95).all()
