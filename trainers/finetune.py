@@ -4,6 +4,8 @@ It is Skip Tuning that skips nothing: omega 0, every class in every loss, pixels
 code the patch and token embeddings, the positions and the logit scale stay frozen.
 """
 
+from functools import cached_property
+
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
@@ -21,7 +23,7 @@ def extend_cfg(cfg):
 
 @TRAINER_REGISTRY.register()
 class FinetuneCLIP(SkipTuning):
-    @property
+    @cached_property
     def options(self):
         """Skip Tuning's options with this trainer's own and with both skips off."""
         options = self.cfg.TRAINER.SKIPTUNING.clone()

@@ -148,6 +148,12 @@ class SkipTuning(TrainerX):
     def before_train(self):
         # CSkip ranks by the class features before fine-tuning (Sec. 2.3): taken before a resumed run loads its weights.
         self.zero_shot = self.class_features()  # (C, E)
+        options, number = self.options, len(self.zero_shot)
+        probability = keep_probability(number, options.R, options.LAMBDA, options.MAX_TOP, options.DECAY)
+        self.probability = probability.to(self.device)  # (C,), by rank
+        self.draws = None  # or (C,), the run's one draw for each rank
+        if options.RESAMPLE == "run":
+            self.draws = torch.rand(number, generator=torch.Generator().manual_seed(self.cfg.SEED)).to(self.device)
         super().before_train()
         self.skip_layers()
 
@@ -185,13 +191,8 @@ class SkipTuning(TrainerX):
 
     def sample_classes(self, image_features, labels):
         """CSkip: image features (B, E), labels (B,) -> bool (B, C), the classes in each image's loss."""
-        options, number = self.options, len(self.zero_shot)
-        probability = keep_probability(number, options.R, options.LAMBDA, options.MAX_TOP, options.DECAY)
-        draws = None
-        if options.RESAMPLE == "run":
-            draws = torch.rand(number, generator=torch.Generator().manual_seed(self.cfg.SEED)).to(self.device)
         scores = image_features @ self.zero_shot.t()  # (B, C)
-        return keep_classes(scores, labels, probability.to(self.device), options.SCOPE, draws)
+        return keep_classes(scores, labels, self.probability, self.options.SCOPE, self.draws)
 
     def update(self, loss):
         """Backward and step. With a loss scale, a step whose gradients overflow is left out and the scale halved."""
