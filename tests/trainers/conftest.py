@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 import trainers
-from clip.model import CLIP, convert_weights
+from clip.model import convert_weights
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
@@ -32,26 +31,11 @@ class Pictures(DatasetBase):
 
 
 @pytest.fixture
-def random_clip():
+def random_clip(make_clip):
     """A CLIP of 3 + 3 blocks for 32 pixels, every parameter random, in eval mode; fp32, rounded to what fp16 holds."""
-    torch.manual_seed(0)
-    model = CLIP(
-        embed_dim=32,
-        image_resolution=32,
-        vision_layers=3,
-        vision_width=128,
-        vision_patch_size=16,
-        context_length=77,
-        vocab_size=49408,
-        transformer_width=64,
-        transformer_heads=1,
-        transformer_layers=3,
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    model = make_clip(embed_dim=32)
     convert_weights(model)  # as every loaded model is
-    return model.float().eval()
+    return model.float()
 
 
 @pytest.fixture
