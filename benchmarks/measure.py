@@ -1,0 +1,42 @@
+"""What the benchmarks share: rows that take turns, the machine they ran on."""
+
+import platform
+import statistics
+import time
+
+import torch
+
+
+def synchronize():
+    """Wait until the device has done what it was given; nothing to wait for on a CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(function):
+    """Wall time of one call."""
+    synchronize()
+    start = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(rows, rounds, warmup=1):
+    """{name: function} -> {name: median seconds of a call}.
+
+    The rows take turns, so that a slow moment of the machine meets all of them; the first `warmup` turns don't count.
+    """
+    taken = {name: [] for name in rows}
+    for turn in range(warmup + rounds):
+        for name, function in rows.items():
+            spent = seconds(function)
+            if turn >= warmup:
+                taken[name].append(spent)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def machine():
+    """One line that says on what the figures were measured."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return f"{device}; PyTorch {torch.__version__}, Python {platform.python_version()}"
