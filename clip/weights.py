@@ -4,28 +4,21 @@ Downloads go to `CLIP_CACHE` (default ~/.cache/clip). A file gets its final name
 checked, and nothing that is already there is overwritten.
 """
 
-import errno
-import hashlib
 import os
-import time
 import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from http.client import HTTPException
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import torch
 from safetensors.torch import load_file
-from tqdm import tqdm
+
+from dassl.utils.download import DownloadError, alone, download_file, file_hash
 
 EMBEDDED = Path(__file__).with_name("embedded.safetensors")
 EMBEDDED_URL = "embedded:ViT-XS-16-icons.pt"
 VOCABULARY = 49408
-TRIES = 4  # failures in a row without a new byte
-WAIT_SECONDS = 1.0  # before the second try; doubles from try to try
-BLOCK = 1 << 20  # bytes
 
 
 class WeightsError(OSError, RuntimeError):
@@ -82,7 +75,7 @@ def download(url, root=None):
         raise WeightsError(f"{url} doesn't end in <SHA-256>/<file>, so the file could not be verified")
     target = folder / name
     if not target.exists():
-        with _alone(folder / f"{name}.lock"):
+        with alone(folder / f"{name}.lock"):
             if not target.exists():  # another run may have downloaded it meanwhile
                 _fetch(url, sha256, target)
     _verify(target, sha256)
@@ -90,52 +83,17 @@ def download(url, root=None):
 
 
 def _fetch(url, sha256, target):
-    """Downloads into `<target>.part`, however often the connection breaks; checks the SHA-256; renames."""
-    part = target.with_name(f"{target.name}.part")
-    failures = 0
-    while True:
-        size = part.stat().st_size if part.exists() else 0
-        try:
-            _append_rest(url, part, size)
-            break
-        except (OSError, HTTPException) as error:
-            if getattr(error, "code", None) == 416:  # nothing behind byte `size`: the SHA-256 judges
-                break
-            failures = 1 if part.exists() and part.stat().st_size > size else failures + 1
-            if failures == TRIES or not _may_pass(error):
-                advice = f"run again to go on where it stopped, or put the file at {target}"
-                raise WeightsError(f"can't download {url} to {part}: {error}; {advice}") from error
-            time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
-    found = _sha256(part)
-    if found != sha256:
-        part.unlink()
-        advice = "it was deleted; run again, and if this repeats look for a proxy that changes it"
-        raise WeightsError(f"the file from {url} has the wrong SHA-256 {found}: {advice}")
-    os.replace(part, target)
+    """Downloads with the project's one downloader; a file with another SHA-256 doesn't stay."""
+
+    def fault(part):
+        found = file_hash(part)
+        return None if found == sha256 else f"has the wrong SHA-256 {found}"
+
+    try:
+        download_file(url, target, fault)
+    except DownloadError as error:
+        raise WeightsError(str(error)) from error
     _remember(target, sha256)
-
-
-def _append_rest(url, part, size):
-    """Appends to `part` what `url` holds behind byte `size`; starts anew where the server can't do that."""
-    request = Request(url, headers={"Range": f"bytes={size}-"} if size else {})
-    with urlopen(request, timeout=30) as response:
-        resumed = getattr(response, "status", None) == 206
-        done = size if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
-        bar = tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024)
-        with bar, open(part, "ab" if resumed else "wb") as out:
-            while block := response.read(BLOCK):
-                done += out.write(block)
-                bar.update(len(block))
-    if total and done < total:
-        raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
-
-
-def _may_pass(error):
-    """Whether another try can help: not against a wrong address (4xx) or a full or protected disk."""
-    hopeless = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-    return getattr(error, "code", 500) >= 500 and getattr(error, "errno", None) not in hopeless
 
 
 def _verify(path, sha256):
@@ -145,7 +103,7 @@ def _verify(path, sha256):
     stamp = _stamp(path)
     if stamp.is_file() and stamp.read_text() == _identity(path, sha256):
         return
-    found = _sha256(path)
+    found = file_hash(path)
     if found != sha256:
         raise WeightsError(
             f"{path} has the SHA-256 {found} instead of {sha256}: move it away to download it anew, "
@@ -166,25 +124,6 @@ def _stamp(path):
 def _identity(path, sha256):
     status = path.stat()
     return f"{sha256} {status.st_size} {status.st_mtime_ns}\n"
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _alone(lock):
-    """Runs started together take turns, except where locks don't exist (some network folders, Windows)."""
-    with open(lock, "ab") as file:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
@@ -272,7 +211,7 @@ def _embedded_as_pt(folder):
     if not EMBEDDED.is_file():
         raise WeightsError(f"the embedded model {EMBEDDED} is missing: restore it from the repository")
     stem, suffix = EMBEDDED_URL.removeprefix("embedded:").split(".")
-    target = folder / f"{stem}-{_sha256(EMBEDDED)[:16]}.{suffix}"
+    target = folder / f"{stem}-{file_hash(EMBEDDED)[:16]}.{suffix}"
     if not target.is_file():
         with _written_beside(target) as beside:
             torch.save(read_state_dict(EMBEDDED), beside)

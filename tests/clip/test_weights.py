@@ -22,6 +22,7 @@ from clip.clip import _MODELS, _download
 from clip.model import build_model
 from clip.simple_tokenizer import SimpleTokenizer
 from clip.weights import WeightsError, pack_embedded, read_state_dict, unpack_embedded
+from dassl.utils import download as downloader
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -57,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(weights, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(downloader, "WAIT_SECONDS", 0)
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
         thread.start()
@@ -175,8 +176,8 @@ def test_a_file_is_hashed_once_and_again_when_it_was_touched(server, tmp_path, m
     path = tmp_path / "model.pt"
     path.write_bytes(CONTENT)
     hashed = []
-    original = weights._sha256
-    monkeypatch.setattr(weights, "_sha256", lambda p: hashed.append(p.name) or original(p))
+    original = weights.file_hash
+    monkeypatch.setattr(weights, "file_hash", lambda p: hashed.append(p.name) or original(p))
     for _ in range(3):
         _download(server.url, root=tmp_path)
     assert hashed == ["model.pt"]
@@ -206,7 +207,7 @@ def test_a_url_without_sha256_is_refused():
         _download("http://127.0.0.1:1/models/model.pt")
 
 
-@pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, weights.TRIES)])
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, downloader.TRIES)])
 def test_a_failing_server_is_named_and_asked_again_only_if_that_can_help(server, tmp_path, status, requests):
     server.status = status
     with pytest.raises(OSError, match=f"can't download {server.url} .*{status}.*put the file at {tmp_path}/model.pt"):
@@ -221,7 +222,7 @@ def test_a_full_disk_is_reported_at_once(tmp_path, monkeypatch):
         calls.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "_append_rest", full)
+    monkeypatch.setattr(downloader, "_append_rest", full)
     with pytest.raises(WeightsError, match="No space left on device"):
         _download(f"http://127.0.0.1:1/{SHA256}/model.pt", root=tmp_path)
     assert len(calls) == 1
