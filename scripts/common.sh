@@ -10,6 +10,7 @@ DATA=${DATA:-./data}
 OUTPUT=${OUTPUT:-./output}
 TRAINER=${TRAINER:-SkipTuning}
 SEEDS=${SEEDS:-1 2 3}
+OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py; each ablation sets its own
 
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
@@ -72,7 +73,7 @@ run() {
   "$PYTHON" train.py --root "$DATA" --seed "$seed" --trainer "$TRAINER" \
     --dataset-config-file "configs/datasets/$dataset.yaml" \
     --config-file "configs/trainers/$TRAINER/$cfg.yaml" \
-    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes"
+    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes" $OPTIONS
 }
 
 # attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.
@@ -81,16 +82,19 @@ attempt() {
   echo "== $*"
   bash "scripts/skip/$1" "${@:2}" || status=$?
   if ((status == 130)); then exit 130; fi
-  if ((status)); then failed+="  bash scripts/skip/$*"$'\n'; fi
+  if ((status)); then failed+="  ${OPTIONS:+OUTPUT=$OUTPUT OPTIONS=\"$OPTIONS\" }bash scripts/skip/$*"$'\n'; fi
 }
 
 # report FOLDER...: the tables, then what failed; the exit code says whether all is there.
 report() {
   local status=0 root
   for root; do "$PYTHON" parse_test_res.py "$root" || status=1; done
-  if [ -n "$failed" ]; then
-    printf 'These runs failed:\n%s' "$failed" >&2
-    status=1
-  fi
-  exit $status
+  finish $status
+}
+
+# finish STATUS: ends the script, with what failed; the exit code says whether all is there.
+finish() {
+  if [ -z "$failed" ]; then exit "$1"; fi
+  printf 'These runs failed:\n%s' "$failed" >&2
+  exit 1
 }

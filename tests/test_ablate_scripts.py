@@ -1,0 +1,116 @@
+"""The runs that the ablation scripts start, recorded by a stand-in for Python."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Records its arguments and "trains" by leaving a result.json; fails where the test says so.
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >> "$CALLS"
+if [[ -n ${FAIL_ON:-} && "$*" == *$FAIL_ON* ]]; then exit "${FAIL_CODE:-1}"; fi
+while (($#)); do
+  if [ "$1" = --output-dir ]; then mkdir -p "$2" && touch "$2/result.json"; fi
+  shift
+done
+"""
+GRIDS = {
+    "omega": {value: f"OMEGA {value}" for value in ("0", "2", "4", "6", "8", "10")},
+    "ratio": {value: f"R {value}" for value in ("0.1", "0.3", "0.5", "0.7", "0.9", "1.0")},
+    "lambda": {value: f"LAMBDA {value}" for value in ("0.01", "0.1", "0.3", "0.5", "0.7", "0.9", "1.0")},
+    "components": {"ft": "OMEGA 0 R 1.0", "lskip": "R 1.0", "cskip": "OMEGA 0", "both": ""},
+}
+
+
+@pytest.fixture
+def ablate(tmp_path):
+    """ablate(what, *arguments, **environment) -> the finished process; .calls() gives and forgets the stand-in's."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def run(what, *args, **env):
+        settings = {"PATH": os.environ["PATH"], "CALLS": calls, "PYTHON": python, "DATA": "/d", "OUTPUT": tmp_path}
+        return subprocess.run(
+            ["bash", ROOT / f"scripts/skip/ablate_{what}.sh", *args],
+            env={key: str(value) for key, value in (settings | env).items()},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    def forget():
+        lines = calls.read_text().replace(f"{tmp_path}/", "").splitlines() if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return lines
+
+    run.calls = forget
+    return run
+
+
+@pytest.mark.parametrize("what", GRIDS)
+def test_every_point_is_trained_and_tested_with_only_its_options_changed(ablate, what):
+    done = ablate(what, SEEDS="1")
+    assert done.returncode == 0, done.stderr
+    calls = ablate.calls()
+    assert calls.pop() == f"-m benchmarks.ablation ablate/{what}"
+    expected = []
+    for name, options in GRIDS[what].items():
+        words = options.split()
+        tail = "".join(f" TRAINER.SKIPTUNING.{key} {value}" for key, value in zip(words[::2], words[1::2], strict=True))
+        for part, classes in (("train_base", "base"), ("test_new", "new")):
+            folder = f"ablate/{what}/{name}/base2new/{part}/emoji/shots_5/SkipTuning/embedded/seed1"
+            expected.append((folder, f"DATASET.NUM_SHOTS 5 DATASET.SUBSAMPLE_CLASSES {classes}{tail}"))
+    found = [(call.split("--output-dir ")[1].split()[0], call[call.index("DATASET.NUM") :]) for call in calls]
+    assert found == expected
+
+
+def test_the_new_classes_are_tested_with_the_model_of_the_same_point(ablate):
+    ablate("omega", SEEDS="1")
+    for call in [call for call in ablate.calls() if "--eval-only" in call]:
+        tested, trained = (call.split(f"{flag} ")[1].split()[0] for flag in ("--output-dir", "--model-dir"))
+        assert tested.replace("test_new", "train_base") == trained
+
+
+def test_dataset_preset_seeds_and_shots_can_be_chosen_but_not_the_trainer(ablate):
+    ablate("ratio", "dtd", CFG="vit_b16_paper", SEEDS="4 5", SHOTS=8, TRAINER="FinetuneCLIP", OPTIONS="OPTIM.LR 1")
+    calls = ablate.calls()
+    assert len(calls) == 6 * 2 * 2 + 1
+    assert "ablate/ratio/0.1/base2new/train_base/dtd/shots_8/SkipTuning/vit_b16_paper/seed4 " in calls[0]
+    assert "--config-file configs/trainers/SkipTuning/vit_b16_paper.yaml" in calls[0]
+    assert not any("FinetuneCLIP" in call or "OPTIM.LR" in call for call in calls)
+
+
+def test_a_second_time_only_the_table_is_made(ablate):
+    ablate("lambda", SEEDS="1")
+    ablate.calls()
+    assert ablate("lambda", SEEDS="1").returncode == 0
+    assert ablate.calls() == ["-m benchmarks.ablation ablate/lambda"]
+
+
+def test_a_failing_run_does_not_stop_the_others_and_its_command_is_listed(ablate, tmp_path):
+    done = ablate("omega", SEEDS="1", FAIL_ON="SUBSAMPLE_CLASSES base TRAINER.SKIPTUNING.OMEGA 4")
+    calls = ablate.calls()
+    assert (done.returncode, len(calls)) == (1, 6 * 2 - 1 + 1)  # all but the test that has no model, and the table
+    listed = done.stderr[done.stderr.index("These runs failed") :].splitlines()[1:]
+    settings = f'OUTPUT={tmp_path}/ablate/omega/4 OPTIONS="TRAINER.SKIPTUNING.OMEGA 4"'
+    assert listed == [f"  {settings} bash scripts/skip/base2new_{part}.sh emoji 1" for part in ("train", "test")]
+
+
+def test_an_incomplete_table_fails_the_script(ablate):
+    assert ablate("omega", SEEDS="1", FAIL_ON="benchmarks.ablation").returncode == 1
+
+
+def test_ctrl_c_stops_the_grid(ablate):
+    assert ablate("omega", FAIL_ON="OMEGA 2", FAIL_CODE=130).returncode == 130
+    assert not any("OMEGA 4" in call or "ablation" in call for call in ablate.calls())
+
+
+@pytest.mark.parametrize("args", [["--help"], ["emoji", "dtd"]])
+def test_wrong_arguments_end_with_a_usage_line(ablate, args):
+    done = ablate("omega", *args)
+    assert (done.returncode, ablate.calls()) == (2, [])
+    assert done.stderr.strip().endswith("bash scripts/skip/ablate_omega.sh [DATASET]")
