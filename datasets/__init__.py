@@ -2,6 +2,7 @@
 
 from . import (
     caltech101,
+    custom,
     dtd,
     emoji,
     eurosat,
@@ -21,6 +22,7 @@ from . import (
 
 __all__ = [
     "caltech101",
+    "custom",
     "dtd",
     "emoji",
     "eurosat",

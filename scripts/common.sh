@@ -1,6 +1,13 @@
 # Shared by all scripts (sourced, not run): settings, output folders, and the one place where a run is started.
 set -euo pipefail
 SCRIPT=$(realpath "$0")
+# The dataset custom: IMAGES (or DATA) and CLASSNAMES are the user's own files, seen from where the script was called.
+IMAGES=${IMAGES:-${DATA:-}}
+CLASSNAMES=${CLASSNAMES:-}
+for name in IMAGES CLASSNAMES; do
+  if [[ -n ${!name} && ${!name} != /* ]]; then printf -v $name %s "$PWD/${!name}"; fi
+done
+export IMAGES CLASSNAMES
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SCRIPT=${SCRIPT#"$(pwd -P)"/}
 
@@ -57,7 +64,7 @@ trained() {
 
 # run STAGE DATASET SEED: one call of train.py, which skips a finished run and resumes an unfinished one.
 run() {
-  local stage=$1 dataset=$2 seed=$3 classes=all shots cfg folder
+  local stage=$1 dataset=$2 seed=$3 classes=all root=$DATA shots cfg folder
   set --
   case $stage in
     base2new_train) classes=base ;;
@@ -69,8 +76,12 @@ run() {
       trained xd_train imagenet "$seed" "xd_train.sh $seed"
       set -- --eval-only --model-dir "$folder" ;;
   esac
+  if [ "$dataset" = custom ]; then
+    root=$OUTPUT  # the folder with the pictures is only read: their split is kept with the results
+    set -- "$@" DATASET.IMAGES "$IMAGES" DATASET.CLASSNAMES "$CLASSNAMES" DATASET.TEMPLATE "${TEMPLATE:-}"
+  fi
   place "$stage" "$dataset" "$seed"
-  "$PYTHON" train.py --root "$DATA" --seed "$seed" --trainer "$TRAINER" \
+  "$PYTHON" train.py --root "$root" --seed "$seed" --trainer "$TRAINER" \
     --dataset-config-file "configs/datasets/$dataset.yaml" \
     --config-file "configs/trainers/$TRAINER/$cfg.yaml" \
     --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes" $OPTIONS

@@ -143,6 +143,39 @@ def test_the_embedded_dataset_comes_with_the_embedded_config(shell, script):
     assert "--config-file configs/trainers/SkipTuning/embedded.yaml" in shell.calls[0]
 
 
+def own_pictures(shell, stage, images, names="", template="", flags=""):
+    """What a script should call for the dataset custom: its notes on the pictures go with the results."""
+    folder = "few_shot/custom/SkipTuning/vit_b16_few_shot_16shots/seed1"
+    flags += f"DATASET.IMAGES {images} DATASET.CLASSNAMES {names} DATASET.TEMPLATE {template} "
+    if stage != "few_shot":
+        folder = f"base2new/{stage}/custom/shots_16/SkipTuning/vit_b16/seed1"
+    cfg = "vit_b16_few_shot" if stage == "few_shot" else "vit_b16"
+    classes = {"few_shot": "all", "train_base": "base", "test_new": "new"}[stage]
+    return command("custom", 1, cfg, folder, classes, flags).replace("--root /d", f"--root {shell.output}")
+
+
+def test_own_pictures_names_and_prompt_are_seen_from_where_the_script_was_called(shell):
+    shell("skip/few_shot.sh", "custom", "1", IMAGES="my pics", CLASSNAMES="n.yaml", TEMPLATE="a sketch of a {}.")
+    assert shell.calls == [
+        own_pictures(shell, "few_shot", f"{shell.folder}/my pics", f"{shell.folder}/n.yaml", "a sketch of a {}.")
+    ]
+
+
+def test_own_pictures_may_be_in_DATA_and_stay_the_same_in_base_to_new(shell):
+    shell("skip/base2new_train.sh", "custom", "1", DATA="pics")
+    shell("skip/base2new_test.sh", "custom", "1", DATA="pics")
+    model = "--eval-only --model-dir base2new/train_base/custom/shots_16/SkipTuning/vit_b16/seed1 "
+    assert shell.calls == [
+        own_pictures(shell, "train_base", f"{shell.folder}/pics"),
+        own_pictures(shell, "test_new", f"{shell.folder}/pics", flags=model),
+    ]
+
+
+def test_a_script_started_by_a_script_sees_own_pictures_in_the_same_place(shell):
+    shell("skip/reproduce_few_shot.sh", "custom", DATA="pics", SEEDS="1")
+    assert all(f"DATASET.IMAGES {shell.folder}/pics DATASET" in call for call in shell.calls[:5])
+
+
 @pytest.mark.parametrize(
     "script, args, usage",
     [

@@ -8,5 +8,8 @@ MODULES = (zsclip, finetune, skip_tuning)
 def extend_cfg(cfg):
     """Options that the CoOp family adds to Dassl's, and every trainer's own node under TRAINER."""
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, new
+    cfg.DATASET.TEMPLATE = ""  # prompt with {} for the class; "": the trainer's own for the dataset
+    cfg.DATASET.IMAGES = ""  # Custom: folder of class folders, of train, val and test with them, or CSV file
+    cfg.DATASET.CLASSNAMES = ""  # Custom: YAML file with lines "folder: name"; "": names are read off the folders
     for module in MODULES:
         module.extend_cfg(cfg)

@@ -192,8 +192,8 @@ def test_every_config_file_names_a_registered_dataset_and_says_what_it_is():
         content = yaml.safe_load(path.read_text())
         assert list(content) == ["DATASET"] and list(content["DATASET"]) == ["NAME"], stem
         named[stem] = content["DATASET"]["NAME"]
-    assert set(named.values()) == registered | {"Emoji"}
-    assert len(named) == 16
+    assert set(named.values()) == registered | {"Emoji", "Custom"}
+    assert len(named) == 17
 
 
 # ---- folders -----------------------------------------------------------------------------------------------
