@@ -1,6 +1,6 @@
 """Class-wise skipping (CSkip) of Skip Tuning, CVPR 2025, Eq. 7: which classes enter an image's loss.
 
-Pure functions of scores, labels and uniform draws. B images, C classes, K classes kept by at least one image.
+Pure functions of scores, labels and a generator. B images, C classes, K classes kept by at least one image.
 
 Classes are ranked by their similarity to the image, the true class always first. The best ratio * C are kept, the
 others with a probability that falls with their rank. Paper and released code differ in the details, so each has a name:
@@ -41,28 +41,34 @@ def keep_probability(classes, ratio, lambda_, max_top=0, decay="paper"):
 
 
 def ranking(scores, labels, scope="image"):
-    """scores (B, C), labels (B,) -> rank of each class from 0, true classes first: (B, C), or (1, C) for the batch."""
+    """scores (B, C), labels (B,) -> classes from the best to the worst, true ones first: (B, C), or (1, C)."""
     scores = scores.scatter(1, labels[:, None], float("inf"))
     if scope == "batch":
         scores = scores.amax(0, keepdim=True)
-    return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return scores.argsort(dim=1, descending=True, stable=True)
 
 
-def keep_classes(scores, labels, probability, scope="image", draws=None):
-    """The sampler of Eq. 7: scores (B, C), labels (B,), probability (C,) by rank -> bool (B, C), labels always kept.
+def sample_classes(scores, labels, probability, generator, scope="image"):
+    """The sampler of Eq. 7: scores (B, C) on any device; labels (B,), probability (C,) by rank, generator on the CPU.
 
-    `draws` (C,), uniform in [0, 1), one per rank, keeps the same ranks in every step (the released code draws once per
-    run); None draws anew for each image, or once for a batch that shares its classes.
+    Returns the kept classes, sorted (K,), and which of them each image keeps, bool (B, K), or None if all images keep
+    the same. True classes are always kept. The host knows K without asking the device, except in the scope "image",
+    where K is what the images' own sets add up to.
     """
-    rank = ranking(scores, labels, scope)  # (B, C) or (1, C)
-    if draws is None:
-        draws = torch.rand(rank.shape).to(scores.device)
-        kept = draws < probability[rank]
-    else:
-        kept = (draws < probability)[rank]
-    return kept.expand(len(labels), -1).scatter(1, labels[:, None], True)
+    order = ranking(scores, labels.to(scores.device), scope)  # (B, C) or (1, C)
+    kept_ranks = torch.rand(order.shape, generator=generator) < probability
+    kept_ranks[:, : 1 if scope == "image" else len(labels.unique())] = True  # the true classes
+    if scope == "batch":
+        ranks = kept_ranks[0].nonzero()[:, 0].to(order.device)
+        return order[0, ranks].sort().values, None
+    kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, kept_ranks.to(order.device))  # (B, C)
+    classes = kept.any(dim=0).nonzero()[:, 0]
+    return classes, kept[:, classes]
 
 
-def masked_cross_entropy(logits, labels, kept):
-    """Cross-entropy over each image's own classes: logits (B, K), labels (B,), kept bool (B, K) -> scalar (Eq. 1)."""
-    return F.cross_entropy(logits.masked_fill(~kept, float("-inf")), labels)
+def masked_cross_entropy(logits, labels, kept=None):
+    """Cross-entropy over each image's own classes: logits (B, K), labels (B,), kept bool (B, K) or None for all
+    -> scalar (Eq. 1)."""
+    if kept is not None:
+        logits = logits.masked_fill(~kept, float("-inf"))
+    return F.cross_entropy(logits, labels)

@@ -1,10 +1,12 @@
 """Skip Tuning: Pre-trained Vision-Language Models are Effective and Efficient Adapters Themselves (CVPR 2025).
 
 The deep layers of both CLIP towers are fine-tuned with plain cross-entropy, made cheap by LSkip (lskip.py: the first
-omega blocks run once) and CSkip (cskip.py: only the classes that matter enter an image's loss). No parameter is added.
+omega blocks run once) and CSkip (cskip.py: only the classes that matter enter the loss). No parameter is added.
 
-This file, lskip.py and cskip.py need torch, Dassl and OpenAI's `clip` and nothing else.
+This file, lskip.py, cskip.py and precision.py need torch, Dassl and OpenAI's `clip` and nothing else.
 """
+
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,40 +14,27 @@ from torch import nn
 from yacs.config import CfgNode
 
 from clip import clip
-from clip.model import convert_weights
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 
-from .cskip import keep_classes, keep_probability, masked_cross_entropy
-from .lskip import DeepImage, DeepText, LayerCache, UserError, shallow_image, shallow_text
+from .cskip import keep_probability, masked_cross_entropy, sample_classes
+from .lskip import DeepImage, DeepText, LayerCache, Shelf, shallow_image, shallow_text
+from .precision import HALF, PRECISIONS, Learner, autocast, halve, moved_share, sample
+
+try:
+    from dassl.utils import UserError
+except ImportError:  # upstream's Dassl has no error of its own for bad input
+    UserError = ValueError
 
 MODEL = "learnable_params"  # the name under which Dassl registers, saves and loads what is learned
-
-# The released code's prompts; data sets without one use the paper's.
-PAPER_TEMPLATE = "a photo of a {}."
-TEMPLATES = {
-    "ImageNetSketch": "a sketch of a {}.",
-    "ImageNetA": "a bad photo of a {}.",
-    "ImageNetR": "a rendition of a {}.",
-    "Caltech101": "itap of a {}.",
-    "OxfordPets": "a bad photo of a {}, a type of pet.",
-    "StanfordCars": "a photo of the {}, a type of car.",
-    "OxfordFlowers": "a close-up photo of a {}.",
-    "Food101": "a photo of the nice {}.",
-    "FGVCAircraft": "a bright photo of a {}, a type of aircraft.",
-    "DescribableTextures": "itap of a {}.",
-    "EuroSAT": "a centered satellite photo of {}.",
-    "UCF101": "a photo of a {}, a type of sport.",
-    "Emoji": "an emoji of a {}.",
-}
 
 CHOICES = {
     "SCOPE": ("image", "batch"),
     "DECAY": ("paper", "official"),
     "RESAMPLE": ("step", "run"),
     "BATCHES": ("mixed", "single_class"),
-    "PREC": ("auto", "fp32", "bf16", "fp16", "amp"),
+    "PREC": PRECISIONS,
 }
 
 
@@ -58,12 +47,15 @@ def extend_cfg(cfg):
     node.MAX_TOP = 0  # cap on the number kept for sure; 0: none
     node.SCOPE = "image"  # whose similarity ranks the classes: each image's, or the batch's best
     node.DECAY = "paper"  # cskip.py explains the two
-    node.RESAMPLE = "step"  # when the sampled ranks are drawn: at every step, or once per run
+    node.RESAMPLE = "step"  # when the kept ranks are drawn: at every step, or once per run
     node.VIEWS = 0  # augmented views cached of each image; 0: a fresh one in every epoch
-    node.BATCHES = "mixed"  # or single_class: every batch from one class, as in the released code
+    node.CACHE_LIMIT = 4.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
+    node.BATCHES = "mixed"  # or single_class: every batch from one class if shots suffice, as in the released code
     node.IMAGE_LR = 0.0  # learning rate of the image tower; 0: OPTIM.LR
-    node.TEMPLATE = ""  # prompt with {} for the class; "": the data set's own (TEMPLATES above)
-    node.PREC = "auto"  # fp32 on the CPU, amp on CUDA; bf16: autocast; fp16: half weights, as released
+    node.TEMPLATE = "a photo of a {}."  # prompt, with {} for the class
+    node.TEMPLATES = CfgNode(new_allowed=True)  # data set: prompt, where it is another
+    node.EPOCHS = CfgNode(new_allowed=True)  # data set: epochs, where they are not OPTIM.MAX_EPOCH
+    node.PREC = "auto"  # amp on CUDA, fp32 on the CPU; precision.py has the table
 
 
 @TRAINER_REGISTRY.register()
@@ -83,140 +75,164 @@ class SkipTuning(TrainerX):
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip_model, _ = clip.load(cfg.MODEL.BACKBONE.NAME, device="cpu")
         self.check_backbone(clip_model)
-        self.set_precision(clip_model)
-        self.clip_model = clip_model.to(self.device).requires_grad_(False)
-
-        # LSkip: the towers are cut at omega; what lies before is constant, t^omega is computed here once (Eq. 5).
+        self.clip_model = clip_model.float().to(self.device).requires_grad_(False)
         deep = {
             "text_encoder": DeepText(clip_model, options.OMEGA),
             "image_encoder": DeepImage(clip_model.visual, options.OMEGA),
         }
         self.deep = nn.ModuleDict(deep).requires_grad_(True)
-        template = options.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, PAPER_TEMPLATE)
-        prompts = [template.format(name.replace("_", " ")) for name in self.dm.dataset.classnames]
+        self.set_precision()
+
+        # LSkip: the towers are cut at omega; what lies before is constant, t^omega is computed here once (Eq. 5).
+        prompts = [self.template().format(name.replace("_", " ")) for name in self.dm.dataset.classnames]
         tokens = clip.tokenize(prompts).to(self.device)  # (C, 77)
-        self.end = tokens.argmax(dim=-1)  # (C,), positions of the end-of-text tokens
-        self.t = shallow_text(clip_model, tokens, options.OMEGA)  # (C, L, D)
+        with self.autocast():
+            self.t = shallow_text(clip_model, tokens, options.OMEGA)
+        self.shelf = nullcontext()  # where the skipped halves lie during training
         self.extract_seconds = 0.0
 
-        image_lr = options.IMAGE_LR or cfg.OPTIM.LR
+        optim_cfg = cfg.OPTIM.clone()
+        optim_cfg.defrost()
+        optim_cfg.MAX_EPOCH = self.max_epoch = options.EPOCHS.get(cfg.DATASET.NAME, cfg.OPTIM.MAX_EPOCH)
         groups = [
             {"params": list(self.deep["text_encoder"].parameters())},
-            {"params": list(self.deep["image_encoder"].parameters()), "lr": image_lr},
+            {"params": list(self.deep["image_encoder"].parameters()), "lr": options.IMAGE_LR or cfg.OPTIM.LR},
         ]
-        self.optim = build_optimizer(groups, cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.optim = build_optimizer(groups, optim_cfg)
+        self.sched = build_lr_scheduler(self.optim, optim_cfg)
         self.register_model(MODEL, self.deep, self.optim, self.sched)
+        self.learner = Learner(self.deep, self.optim, self.precision, self.device)
         learned = sum(p.numel() for p in self.deep.parameters())
         print(f"Learned parameters: {learned:,} of {sum(p.numel() for p in clip_model.parameters()):,}")
 
     def check_backbone(self, clip_model):
         visual, omega = clip_model.visual, self.options.OMEGA
         depth = min(clip_model.transformer.layers, visual.transformer.layers)
-        if not 0 <= omega < depth:
-            raise UserError(f"TRAINER.SKIPTUNING.OMEGA is {omega}: this backbone's towers can skip 0 to {depth - 1}")
+        if not 0 <= omega <= depth:
+            raise UserError(f"TRAINER.SKIPTUNING.OMEGA is {omega}: this backbone's towers can skip 0 to {depth}")
         size, needed = tuple(self.cfg.INPUT.SIZE), (visual.input_resolution,) * 2
         if size != needed:
             raise UserError(f"INPUT.SIZE is {size}: {self.cfg.MODEL.BACKBONE.NAME} needs INPUT.SIZE {needed}")
 
-    def set_precision(self, clip_model):
-        """Weights' dtype, autocast dtype and loss scale, once for the whole run."""
-        on_cuda = self.device.type == "cuda"
-        precision = self.options.PREC
-        if precision == "auto":
-            precision = "amp" if on_cuda else "fp32"
-        if precision != "fp16":
-            clip_model.float()
-        else:
-            convert_weights(clip_model)
-        half = torch.float16 if on_cuda else torch.bfloat16
-        self.autocast_dtype = {"amp": half, "bf16": torch.bfloat16}.get(precision)
-        scaled = precision == "fp16" or self.autocast_dtype == torch.float16
-        self.loss_scale = 2.0**14 if scaled else 1.0  # halved whenever a gradient overflows
-        print(f"Precision: {precision}, loss scale {self.loss_scale:g}")
+    def template(self):
+        """The data set's own prompt if DATASET.TEMPLATE or TEMPLATES give one, else TEMPLATE."""
+        name = self.cfg.DATASET.NAME
+        return self.cfg.DATASET.get("TEMPLATE") or self.options.TEMPLATES.get(name, self.options.TEMPLATE)
+
+    def set_precision(self):
+        self.precision = self.options.PREC
+        if self.precision == "auto":
+            self.precision = "amp" if self.device.type == "cuda" else "fp32"
+        print(f"Precision: {self.precision}")
+        if self.precision in HALF:
+            weights = () if self.precision == "fp16" else self.deep.parameters()
+            halve(self.clip_model, HALF[self.precision], but=weights)
 
     def autocast(self):
-        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        return autocast(self.precision, self.device)
+
+    @property
+    def scaler(self):
+        """The gradients' scaler, under the name by which Dassl's family knows it; None where none is needed."""
+        return self.learner.scaler
 
     # LSkip
 
     def encode_shallow(self, image):
         """image (N, 3, H, W) -> v^omega (N, L, D), Eq. 5."""
-        with self.autocast():
+        with self.shelf, self.autocast():
             return shallow_image(self.clip_model.visual, image.to(self.device), self.options.OMEGA)
 
     def before_train(self):
         # CSkip ranks by the class features before fine-tuning (Sec. 2.3): taken before a resumed run loads its weights.
         self.zero_shot = self.class_features()  # (C, E)
-        options, number = self.options, len(self.zero_shot)
-        probability = keep_probability(number, options.R, options.LAMBDA, options.MAX_TOP, options.DECAY)
-        self.probability = probability.to(self.device)  # (C,), by rank
-        self.draws = None  # or (C,), the run's one draw for each rank
-        if options.RESAMPLE == "run":
-            self.draws = torch.rand(number, generator=torch.Generator().manual_seed(self.cfg.SEED)).to(self.device)
+        options = self.options
+        self.probability = keep_probability(
+            len(self.zero_shot), options.R, options.LAMBDA, options.MAX_TOP, options.DECAY
+        )  # (C,), by rank
+        self.generator = torch.Generator().manual_seed(self.cfg.SEED)
         super().before_train()
+        self.learner.follow()
+        self.untrained = sample(self.deep)
         self.skip_layers()
 
     def skip_layers(self):
-        """From here on the training loader yields cached v^omega instead of pixels."""
-        views, single_class = self.options.VIEWS, self.options.BATCHES == "single_class"
-        self.train_loader_x = LayerCache(self.train_loader_x, self.encode_shallow, views, self.cfg.SEED, single_class)
+        """From here on the training loader yields cached v^omega instead of pixels, and the skipped halves rest."""
+        learned = {id(p) for p in self.deep.parameters()}
+        skipped = [p for p in self.clip_model.parameters() if id(p) not in learned and p.dim()]
+        self.shelf = Shelf(skipped, self.output_dir)
+        options = self.options
+        self.train_loader_x = LayerCache(
+            self.train_loader_x,
+            self.encode_shallow,
+            options.VIEWS,
+            self.cfg.SEED,
+            single_class=options.BATCHES == "single_class",
+            limit=options.CACHE_LIMIT * 1e9,
+            folder=self.output_dir,
+        )
 
     def before_epoch(self):
         super().before_epoch()
-        self.extract_seconds += self.train_loader_x.start_epoch(self.epoch)
+        self.extract_seconds += self.train_loader_x.start_epoch(self.epoch, last=self.epoch + 1 == self.max_epoch)
+
+    def after_epoch(self):
+        if self.epoch == 0:
+            print(f"Trained weights moved in the first epoch: {moved_share(self.deep, self.untrained):.2%}")
+        super().after_epoch()
+
+    def after_train(self):
+        self.shelf.__enter__()  # for good
+        super().after_train()
 
     # Training
 
     def parse_batch_train(self, batch):
-        """-> v^omega (B, L, D), labels (B,)."""
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        """-> v^omega (B, L, D), labels (B,), which stay on the CPU."""
+        return batch["img"].to(self.device, non_blocking=True), batch["label"]
 
     def forward_backward(self, batch):
         v, labels = self.parse_batch_train(batch)
         with self.autocast():
-            image_features = F.normalize(self.deep["image_encoder"](v).float(), dim=-1)  # (B, E)
-        kept = self.sample_classes(image_features.detach(), labels)  # (B, C)
-        classes = kept.any(dim=0).nonzero()[:, 0]  # (K,), sorted: the union of the batch
+            image_features = self.learner.running["image_encoder"](v)
+        image_features = F.normalize(image_features.float(), dim=-1)  # (B, E)
+        classes, kept = self.sample_classes(image_features.detach(), labels)
+        labels = labels.to(self.device, non_blocking=True)
+        t = self.t
+        if classes is not None:
+            t, labels = t.select(classes), torch.searchsorted(classes, labels)
         with self.autocast():
-            text = self.deep["text_encoder"](self.t[classes], self.end[classes])
-        text_features = F.normalize(text.float(), dim=-1)  # (K, E)
+            text_features = self.learner.running["text_encoder"](t)
+        text_features = F.normalize(text_features.float(), dim=-1)  # (K, E)
         logits = self.scale * image_features @ text_features.t()  # (B, K)
-        labels = torch.searchsorted(classes, labels)
-        loss = masked_cross_entropy(logits, labels, kept[:, classes])
-        self.update(loss)
-        if self.batch_idx + 1 == self.num_batches:
+        loss = masked_cross_entropy(logits, labels, kept)
+        last = self.batch_idx + 1 == self.num_batches
+        if last or self.device.type == "cpu":  # asking a GPU means waiting for it, and what is not finite stays so
+            self.detect_anomaly(loss)
+        self.learner.update(loss)
+        if last:
             self.update_lr()
-        return {"loss": loss.item(), "acc": compute_accuracy(logits, labels)[0].item()}
+        return {"loss": loss.detach(), "acc": compute_accuracy(logits.detach(), labels)[0]}
 
     def sample_classes(self, image_features, labels):
-        """CSkip: image features (B, E), labels (B,) -> bool (B, C), the classes in each image's loss."""
+        """CSkip: image features (B, E), labels (B,) -> the classes in the loss (K,), None for all, and who keeps which
+        (B, K), None if all images keep the same."""
+        if self.probability.min() == 1:
+            return None, None
+        generator = self.generator
+        if self.options.RESAMPLE == "run":
+            generator = torch.Generator().manual_seed(self.cfg.SEED)  # the same draws at every step
         scores = image_features @ self.zero_shot.t()  # (B, C)
-        return keep_classes(scores, labels, self.probability, self.options.SCOPE, self.draws)
-
-    def update(self, loss):
-        """Backward and step. With a loss scale, a step whose gradients overflow is left out and the scale halved."""
-        if self.loss_scale == 1:
-            self.model_backward_and_update(loss)
-            return
-        self.model_zero_grad()
-        self.detect_anomaly(loss)
-        (loss * self.loss_scale).backward()
-        gradients = [p.grad for p in self.deep.parameters() if p.grad is not None]
-        if all(g.isfinite().all() for g in gradients):
-            torch._foreach_div_(gradients, self.loss_scale)
-            self.model_update()
-        else:
-            self.loss_scale /= 2
+        return sample_classes(scores, labels, self.probability, generator, self.options.SCOPE)
 
     def extra_state(self):
-        return {"loss_scale": self.loss_scale}
+        return {"generator": self.generator.get_state()}
+
+    def load_extra_state(self, state):
+        self.generator.set_state(state["generator"])
 
     def fixed_options(self):
         return {"TRAINER.SKIPTUNING.OMEGA": self.options.OMEGA}
-
-    def load_extra_state(self, state):
-        self.loss_scale = state["loss_scale"]
 
     # Test: an ordinary CLIP forward, the classes encoded once per evaluation.
 
@@ -228,14 +244,17 @@ class SkipTuning(TrainerX):
     def class_features(self):
         """Unit features of all classes by the current weights: (C, E)."""
         with self.autocast():
-            return F.normalize(self.deep["text_encoder"](self.t, self.end).float(), dim=-1)
+            features = self.learner.running["text_encoder"](self.t)
+        return F.normalize(features.float(), dim=-1)
 
     def test(self, *args, **kwargs):
+        self.learner.follow()  # after load_model() too
         self.text_features = self.class_features()
-        return super().test(*args, **kwargs)
+        with self.shelf:
+            return super().test(*args, **kwargs)
 
     def model_inference(self, image):
         """image (N, 3, H, W) -> logits (N, C)."""
         with self.autocast():
-            features = self.deep["image_encoder"](self.encode_shallow(image))
+            features = self.learner.running["image_encoder"](self.encode_shallow(image))
         return self.scale * F.normalize(features.float(), dim=-1) @ self.text_features.t()

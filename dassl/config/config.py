@@ -1,6 +1,7 @@
 """A yacs node whose merges stop with the offending key and the nearest valid one."""
 
 from ast import literal_eval
+from pathlib import Path
 
 import yaml
 from yacs.config import CfgNode
@@ -17,19 +18,13 @@ class Config(CfgNode):
 
     Values are read as yacs does (strings pass through `literal_eval`); besides, an int serves where a
     float is expected, and a string option takes any text as it stands.
+
+    A file may name others in `_BASE_`, one path or a list, relative to itself: they are merged first, in this order.
     """
 
     def merge_from_file(self, cfg_filename):
-        try:
-            with open(cfg_filename, encoding="utf-8") as file:
-                tree = yaml.safe_load(file) or {}
-        except FileNotFoundError as error:
-            raise MissingFile(f'No config file at "{cfg_filename}"; check the path') from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f'"{cfg_filename}" is not YAML: {" ".join(str(error).split())}') from error
-        if not isinstance(tree, dict):
-            raise ConfigError(f'"{cfg_filename}" must hold "KEY: value" lines, not {tree!r}')
-        self._merge(tree, f' in "{cfg_filename}"')
+        for path, tree in _read_files(cfg_filename):
+            self._merge(tree, f' in "{path}"')
 
     def merge_from_other_cfg(self, cfg_other):
         self._merge(cfg_other, "")
@@ -47,6 +42,26 @@ class Config(CfgNode):
                 self._merge(value, where, f"{key}.")
             else:
                 _assign(self, key, value, where)
+
+
+def _read_files(path, within=()):
+    """[(path, its tree)] of a YAML file and, before it, of those it is based on."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        asked = f', which "{within[-1]}" is based on' if within else ""
+        raise MissingFile(f'No config file at "{path}"{asked}; check the path') from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f'"{path}" is not YAML: {" ".join(str(error).split())}') from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f'"{path}" must hold "KEY: value" lines, not {tree!r}')
+    if path.resolve() in within:
+        raise ConfigError(f'"{path}" is based on itself; take it out of _BASE_ in "{within[-1]}"')
+    bases = tree.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    earlier = [pair for base in bases for pair in _read_files(path.parent / base, (*within, path.resolve()))]
+    return [*earlier, (path, tree)]
 
 
 def flatten(node, prefix=""):
@@ -81,6 +96,9 @@ def _find(root, key):
 def _assign(root, key, value, where):
     path, _, name = str(key).rpartition(".")
     node = _find(root, path) if path else root
+    if isinstance(node, CfgNode) and name not in node and node.is_new_allowed():
+        node[name] = _read(value)
+        return
     if not isinstance(node, CfgNode) or name not in node:
         raise ConfigError(f"Unknown config key {key}{where}; do you mean {nearest(key, flatten(root))}?")
     node[name] = _fit(key, value, node[name], where)

@@ -135,7 +135,7 @@ def save_resume(trainer, path):
             "best_result": trainer.best_result,
             "random": random_state(),
             "seconds": {"extract": trainer.extract_seconds, "train": trainer.train_seconds},
-            "peak_memory_mb": trainer.peak_memory_mb,
+            "peak_memory_mb": trainer.memory.mb,
             "extra": trainer.extra_state(),
         },
         path,
@@ -157,7 +157,7 @@ def load_resume(trainer, path):
     trainer.best_result = state["best_result"]
     trainer.extract_seconds += state["seconds"]["extract"]
     trainer.train_seconds = state["seconds"]["train"]
-    trainer.peak_memory_mb = state["peak_memory_mb"]
+    trainer.memory.mb = state["peak_memory_mb"]
     trainer.load_extra_state(state["extra"])
     set_random_state(state["random"])
     return state["epoch"]

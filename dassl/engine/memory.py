@@ -1,43 +1,79 @@
-import resource
-import sys
+"""Peak memory of training, measured while it runs."""
+
+import gc
+import weakref
+from contextlib import contextmanager
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+STEPS = 2  # of a run are measured on the CPU, where it takes time: the first one makes the optimizer's state
+
+
+class LiveTensors(TorchDispatchMode):
+    """The bytes of all tensors alive at once inside `with`: `now`, and the highest they were, `peak`.
+
+    Counted are the storages that PyTorch's CPU allocator made: those of tensors that exist on entry and those that
+    operations return, each once, until they are freed. Not counted are what a kernel needs for itself and memory that
+    is not PyTorch's own, such as a mapped file.
+    """
+
+    def __enter__(self):
+        self.now = self.peak = 0
+        self.storages = weakref.WeakSet()
+        kinds = _subclasses(torch.Tensor)
+        for thing in gc.get_objects():
+            if type(thing) in kinds:
+                self.hold(thing)
+        return super().__enter__()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **kwargs or {})
+        for thing in tree_leaves(result):
+            if isinstance(thing, torch.Tensor):
+                self.hold(thing)
+        return result
+
+    def hold(self, tensor):
+        storage = tensor.untyped_storage()
+        if tensor.device.type == "cpu" and storage.resizable() and storage not in self.storages:
+            self.storages.add(storage)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.free, storage.nbytes()).atexit = False
+
+    def free(self, size):
+        self.now -= size
+
+
+def _subclasses(kind):
+    return {kind}.union(*map(_subclasses, kind.__subclasses__()))
 
 
 class PeakMemory:
-    """The most memory a stretch of work held, in MB (1e6 bytes).
+    """The most memory that training steps held, in MB (1e6 bytes): `mb`, None before the first step.
 
-    On CUDA what PyTorch allocated. On the CPU the resident set of this process (not of loader workers), less
-    what it was when the meter was made, so that the interpreter and the libraries do not count.
+    On CUDA what PyTorch had allocated, in all steps; on the CPU LiveTensors of the first few.
     """
 
     def __init__(self):
-        self.baseline = _status("VmRSS")
-        self.cuda = False
+        self.mb = None
+        self.steps = 0
 
-    def start(self, device):
-        self.cuda = device.type == "cuda"
-        if self.cuda:
+    @contextmanager
+    def step(self, device):
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            return
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # resets VmHWM to the present size
-        except OSError:
-            pass  # then the peak is that of the whole process
+            yield
+            self.hold(torch.cuda.max_memory_allocated(device))
+        elif self.steps < STEPS:
+            self.steps += 1
+            with LiveTensors() as live:
+                yield
+            self.hold(live.peak)
+        else:
+            yield
 
-    def peak(self):
-        if self.cuda:
-            return torch.cuda.max_memory_allocated() / 1e6
-        return max(0.0, (_status("VmHWM") - self.baseline) / 1e6)
-
-
-def _status(field):
-    """VmRSS (now) or VmHWM (peak) in bytes; where there is no /proc, the peak since the process began."""
-    try:
-        with open("/proc/self/status") as file:
-            kilobytes = next(line.split()[1] for line in file if line.startswith(field))
-        return int(kilobytes) * 1024
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    def hold(self, size):
+        self.mb = max(self.mb or 0.0, size / 1e6)

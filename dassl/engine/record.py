@@ -58,7 +58,7 @@ def write_result(trainer, config=""):
             "train": trainer.train_seconds,
             "test": trainer.test_seconds,
         },
-        "peak_memory_mb": trainer.peak_memory_mb,
+        "peak_memory_mb": trainer.memory.mb,
         "learned_parameters": learned_parameters(trainer),
         "versions": {
             "python": platform.python_version(),

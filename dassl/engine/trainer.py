@@ -263,11 +263,10 @@ class SimpleTrainer(TrainerBase):
     """Data, model, training, test and everything that survives a kill, from one config.
 
     Clocks in seconds: `train_seconds` (epochs, without extraction), `test_seconds` (the last test) and
-    `extract_seconds`, to which trainers that extract features add. `peak_memory_mb` is of the epochs.
+    `extract_seconds`, to which trainers that extract features add. `memory.mb` is the peak of the training steps.
     """
 
     def __init__(self, cfg):
-        self._memory = PeakMemory()  # first, so that all the trainer makes counts
         super().__init__()
         self.check_cfg(cfg)
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
@@ -276,7 +275,7 @@ class SimpleTrainer(TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
         self.train_seconds = self.test_seconds = self.extract_seconds = 0.0
-        self.peak_memory_mb = None
+        self.memory = PeakMemory()
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -317,19 +316,12 @@ class SimpleTrainer(TrainerBase):
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch if self._models else 0):
             self.epoch = epoch
-            with self._training():
+            with self._clock("train_seconds"):
                 self.before_epoch()
                 self.run_epoch()
             self.after_epoch()
             ckpt.save_resume(self, self.resume_path)
         self.after_train()
-
-    @contextmanager
-    def _training(self):
-        self._memory.start(self.device)
-        with self._clock("train_seconds"):
-            yield
-        self.peak_memory_mb = max(self.peak_memory_mb or 0.0, self._memory.peak())
 
     @contextmanager
     def _clock(self, name):
@@ -417,7 +409,8 @@ class TrainerX(SimpleTrainer):
         for batch_idx, batch in enumerate(self.train_loader_x):
             self.batch_idx = batch_idx
             data_time.update(time.time() - end)
-            summary = self.forward_backward(batch)
+            with self.memory.step(self.device):
+                summary = self.forward_backward(batch)
             batch_time.update(time.time() - end)
             losses.update(summary)
             self._report(batch_time, data_time, losses)
@@ -434,6 +427,8 @@ class TrainerX(SimpleTrainer):
                 f" {losses} lr {self.get_current_lr():.4e}"
                 f" eta {timedelta(seconds=int(batch_time.avg * left))}"
             )
+        if self._writer is None:
+            return  # reading the meters would make the host wait for the device
         step = self.epoch * self.num_batches + self.batch_idx
         for name, meter in losses.meters.items():
             self.write_scalar(f"train/{name}", meter.avg, step)

@@ -4,20 +4,40 @@ import torch
 
 
 class AverageMeter:
-    """The last value and the running average (with `ema` an exponential one, weight 0.9 on the past)."""
+    """The last value and the running average (with `ema` an exponential one, weight 0.9 on the past).
+
+    Takes numbers and one-element tensors; of those only reading `val`, `avg` or `sum` makes the host wait for the device.
+    """
 
     def __init__(self, ema=False):
         self.ema = ema
         self.reset()
 
     def reset(self):
-        self.val = self.avg = self.sum = self.count = 0
+        self._val = self._avg = self._sum = 0
+        self.count = 0
 
     def update(self, val, n=1):
-        self.val = val.item() if isinstance(val, torch.Tensor) else val
-        self.sum += self.val * n
+        self._val = val.detach().double() if isinstance(val, torch.Tensor) else val
+        self._sum = self._sum + self._val * n
         self.count += n
-        self.avg = 0.9 * self.avg + 0.1 * self.val if self.ema else self.sum / self.count
+        self._avg = 0.9 * self._avg + 0.1 * self._val if self.ema else self._sum / self.count
+
+    @property
+    def val(self):
+        return _number(self._val)
+
+    @property
+    def avg(self):
+        return _number(self._avg)
+
+    @property
+    def sum(self):
+        return _number(self._sum)
+
+
+def _number(value):
+    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 class MetricMeter:
