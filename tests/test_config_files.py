@@ -78,7 +78,7 @@ def imported(paths):
 
 
 def test_requirements_are_exactly_what_the_code_imports():
-    code = [ROOT / "train.py", ROOT / "parse_test_res.py"]
+    code = [ROOT / "train.py", ROOT / "predict.py", ROOT / "parse_test_res.py"]
     code += [path for package in ("clip", "dassl", "datasets", "trainers") for path in ROOT.glob(f"{package}/**/*.py")]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     required = {re.match(r"\w+", line)[0] for line in lines}
