@@ -82,7 +82,7 @@ def _append_rest(url, part, size):
             raise ConnectionError("the server sent another range than the one asked for")
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
-        block = response.read(BLOCK)
+        block = response.read1(BLOCK)  # what has arrived: a full read would lose it when the connection stalls
         if not done:
             _refuse_page(url, response.headers.get("Content-Type", ""), block)  # before `part` is overwritten
         bar = tqdm(total=total, initial=done, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024)
@@ -90,7 +90,7 @@ def _append_rest(url, part, size):
             while block:
                 done += out.write(block)
                 bar.update(len(block))
-                block = response.read(BLOCK)
+                block = response.read1(BLOCK)
     if total and done < total:
         raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
 
