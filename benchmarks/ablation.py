@@ -94,7 +94,7 @@ def paint(figure, what, rows):
     accuracy.legend()
     for axes, label, colour in ((seconds, "training, s", "C3"), (memory, "peak memory, MB", "C4")):
         axes.set_ylabel(label, color=colour)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     for axes in (accuracy, seconds):
         axes.set_xticks(range(len(rows)), [COMPONENTS.get(point, point) for point in rows])
         axes.set_xlabel(what)

@@ -22,6 +22,7 @@ OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py; each ablation sets its own
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
 failed=
+settings=  # what must stand before the commands that `attempt` remembers
 
 # arguments NAMES LEAST MOST "$@": stops with a usage line unless the script got LEAST to MOST arguments.
 arguments() {
@@ -90,10 +91,10 @@ run() {
 # attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.
 attempt() {
   local status=0
-  echo "== $*"
+  echo "== $settings$*"
   bash "scripts/skip/$1" "${@:2}" || status=$?
   if ((status == 130)); then exit 130; fi
-  if ((status)); then failed+="  ${OPTIONS:+OUTPUT=$OUTPUT OPTIONS=\"$OPTIONS\" }bash scripts/skip/$*"$'\n'; fi
+  if ((status)); then failed+="  ${settings}bash scripts/skip/$*"$'\n'; fi
 }
 
 # report FOLDER...: the tables, then what failed; the exit code says whether all is there.

@@ -91,12 +91,20 @@ def test_a_second_time_only_the_table_is_made(ablate):
     assert ablate.calls() == ["-m benchmarks.ablation ablate/lambda"]
 
 
+def test_the_points_take_turns_seed_by_seed(ablate):
+    ablate("components", SEEDS="1 2")
+    folders = [call.split("--output-dir ablate/components/")[1].split("/") for call in ablate.calls()[:-1:2]]
+    assert [(folder[0], folder[-1].split()[0]) for folder in folders] == [
+        (point, seed) for seed in ("seed1", "seed2") for point in ("ft", "lskip", "cskip", "both")
+    ]
+
+
 def test_a_failing_run_does_not_stop_the_others_and_its_command_is_listed(ablate, tmp_path):
     done = ablate("omega", SEEDS="1", FAIL_ON="SUBSAMPLE_CLASSES base TRAINER.SKIPTUNING.OMEGA 4")
     calls = ablate.calls()
     assert (done.returncode, len(calls)) == (1, 6 * 2 - 1 + 1)  # all but the test that has no model, and the table
     listed = done.stderr[done.stderr.index("These runs failed") :].splitlines()[1:]
-    settings = f'OUTPUT={tmp_path}/ablate/omega/4 OPTIONS="TRAINER.SKIPTUNING.OMEGA 4"'
+    settings = f"OUTPUT={tmp_path}/ablate/omega/4 OPTIONS='TRAINER.SKIPTUNING.OMEGA 4'"
     assert listed == [f"  {settings} bash scripts/skip/base2new_{part}.sh emoji 1" for part in ("train", "test")]
 
 
