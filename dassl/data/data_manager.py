@@ -11,7 +11,7 @@ from torchvision import transforms as T
 from ..utils import UserError, read_image
 from .datasets import build_dataset
 from .samplers import build_sampler
-from .transforms import INTERPOLATION_MODES, build_transform
+from .transforms import INTERPOLATION_MODES, build_transform, fast
 
 
 class DatasetWrapper(Dataset):
@@ -37,7 +37,7 @@ class DatasetWrapper(Dataset):
 
     def _plain_transform(self):
         options = self.cfg.INPUT
-        steps = [T.Resize(options.SIZE, INTERPOLATION_MODES[options.INTERPOLATION]), T.ToTensor()]
+        steps = [fast.Resize(options.SIZE, INTERPOLATION_MODES[options.INTERPOLATION]), fast.ToTensor()]
         if "normalize" in options.TRANSFORMS:
             steps.append(T.Normalize(options.PIXEL_MEAN, options.PIXEL_STD))
         return T.Compose(steps)

@@ -84,7 +84,9 @@ def write_json(obj, fpath):
 def read_image(path):
     """The image at `path` as RGB. UserError names the file if it is missing or does not decode."""
     try:
-        return Image.open(path).convert("RGB")
+        image = Image.open(path)
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except FileNotFoundError as error:
         raise MissingFile(f'No image at "{path}"; DATASETS.md says where each file belongs') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -7,6 +7,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import crop, resize
 
 from ...utils import UnknownName, UserError, nearest
+from . import fast
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -23,6 +24,7 @@ AVAI_CHOICES = [
     "randomgrayscale",
     "gaussian_blur",
 ]
+ON_PIL_IMAGES = {"random_translation", "colorjitter", "randomgrayscale", "gaussian_blur"}  # cannot follow a fast step
 
 
 class Random2DTranslation:
@@ -56,11 +58,11 @@ def build_transform(cfg, is_train=True, choices=None):
     if len(cfg.INPUT.SIZE) != 2:
         raise UserError(f"INPUT.SIZE must be (height, width), not {cfg.INPUT.SIZE}")
     print(f"Building transform_{'train' if is_train else 'test'}")
-    steps = (_train_steps if is_train else _test_steps)(cfg.INPUT, choices)
-    steps.append(("to torch tensor of range [0, 1]", T.ToTensor()))
+    steps = _train_steps(cfg.INPUT, choices) if is_train else _test_steps(cfg.INPUT)
+    steps.append(("to torch tensor of range [0, 1]", fast.ToTensor()))
     if "normalize" in choices:
         mean, std = cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
-        steps.append((f"normalization (mean={mean}, std={std})", T.Normalize(mean, std)))
+        steps.append((f"normalization (mean={mean}, std={std})", T.Normalize(mean, std, inplace=True)))
     for text, _ in steps:
         print(f"+ {text}")
     return T.Compose([step for _, step in steps])
@@ -77,14 +79,15 @@ def _train_steps(options, choices):
     """[(log line, transform)]. center_crop is only for testing, as in upstream 0.6."""
     height, width = options.SIZE
     interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
+    made = T if ON_PIL_IMAGES & set(choices) else fast
     steps = []
     if "random_resized_crop" not in choices:
-        steps.append((f"resize to {height}x{width}", T.Resize(options.SIZE, interpolation)))
+        steps.append((f"resize to {height}x{width}", made.Resize(options.SIZE, interpolation)))
     if "random_translation" in choices:
         steps.append(("random translation", Random2DTranslation(height, width, interpolation=interpolation)))
     if "random_resized_crop" in choices:
         scale = tuple(options.RRCROP_SCALE)
-        transform = T.RandomResizedCrop(options.SIZE, scale=scale, interpolation=interpolation)
+        transform = made.RandomResizedCrop(options.SIZE, scale=scale, interpolation=interpolation)
         steps.append((f"random resized crop (size={tuple(options.SIZE)}, scale={scale})", transform))
     if "random_flip" in choices:
         steps.append(("random flip", T.RandomHorizontalFlip()))
@@ -99,10 +102,10 @@ def _train_steps(options, choices):
     return steps
 
 
-def _test_steps(options, choices):
+def _test_steps(options):
     height, width = options.SIZE
     smaller = max(height, width)
-    resize_step = T.Resize(smaller, INTERPOLATION_MODES[options.INTERPOLATION])
+    resize_step = fast.Resize(smaller, INTERPOLATION_MODES[options.INTERPOLATION])
     return [
         (f"resize the smaller edge to {smaller}", resize_step),
         (f"{height}x{width} center crop", T.CenterCrop(options.SIZE)),
