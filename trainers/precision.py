@@ -76,7 +76,9 @@ class Learner:
         buffers = [None]
         if group["momentum"]:
             state = self.optimizer.state[weight]
-            buffers = [state.setdefault("momentum_buffer", torch.zeros_like(weight))]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            buffers = [state["momentum_buffer"]]
         names = "weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize"
         fused = weight.dtype == torch.float32  # PyTorch 2.9 leaves half-precision elements as they are
         sgd([weight], [gradient], buffers, fused=fused, **{name: group[name] for name in names})
