@@ -1,10 +1,12 @@
 """From a folder on disk to a `DatasetBase`: what every dataset of the CoOp family does in the same way."""
 
+import shlex
 from pathlib import Path
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import MissingFile
 
+from .published import PUBLISHED
 from .splits import check_classes, few_shot, read_split, split_hash, subsample_classes
 
 
@@ -23,11 +25,14 @@ class SplitDataset(DatasetBase):
     sampled = ("train", "val")  # parts that few-shot selection cuts down
 
     def __init__(self, cfg):
-        self.dataset_dir = self.find_folder(cfg.DATASET.ROOT)
+        self.root = cfg.DATASET.ROOT
+        self.dataset_dir = self.find_folder(self.root)
         self.image_dir = self.require(self.dataset_dir / self.image_dir)
         split = self.read()
         check_classes(split, type(self).__name__)
         self.split_hash = split_hash(split)
+        if self.published and self.published.split not in ("", self.split_hash):
+            self.warn(f"{self.split_file} is not the published split")
         if cfg.DATASET.NUM_SHOTS >= 1 and self.sampled:
             split |= few_shot(self.dataset_dir, split, self.split_hash, cfg.DATASET.NUM_SHOTS, cfg.SEED, self.sampled)
         kept = subsample_classes(*split.values(), subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
@@ -46,7 +51,25 @@ class SplitDataset(DatasetBase):
 
     def missing(self, what):
         """The error for files that are not there."""
-        return MissingFile(f"{type(self).__name__}: {what}, see DATASETS.md")
+        return MissingFile(f"{type(self).__name__}: {what}; get it with {self.fetch()} (or by hand: DATASETS.md)")
+
+    def warn(self, what):
+        """Say that results can't be compared with published ones."""
+        print(f"Warning: {what}: results don't compare; python -m datasets.doctor {self.stem()} says more")
+
+    @classmethod
+    def stem(cls):
+        """The dataset's yaml name, which is also that of its module."""
+        return cls.__module__.rpartition(".")[2]
+
+    @property
+    def published(self):
+        """`Published`, or None for data that only we have."""
+        return PUBLISHED.get(self.stem())
+
+    def fetch(self):
+        """The command that brings what is missing."""
+        return f"python -m datasets.fetch {self.stem()} --root {shlex.quote(str(self.root))}"
 
     def find_folder(self, root):
         """Full path of the dataset's folder under `root`, by its name or an alias."""

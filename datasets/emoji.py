@@ -14,3 +14,6 @@ class Emoji(SplitDataset):
 
     def find_folder(self, root):
         return Path(__file__).with_name("emoji_data")
+
+    def fetch(self):
+        return "git checkout datasets/emoji_data"

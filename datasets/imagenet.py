@@ -10,6 +10,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import listdir_nohidden, read_json
 
 from .base import SplitDataset
+from .published import CLASSNAMES, lines_hash
 from .splits import Item, write_cache
 
 
@@ -20,12 +21,17 @@ class ClassFolders(SplitDataset):
         """{WordNet id: name} in label order, from the own folder or imagenet/. Names repeat, ids do not."""
         own = self.dataset_dir / "classnames.txt"
         path = own if own.is_file() else self.require(self.dataset_dir.parent / "imagenet" / own.name)
-        rows = [line.strip().split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if lines_hash(lines) != CLASSNAMES:
+            self.warn(f"{path} has not the class names of CLIP")
+        rows = [line.split(" ", 1) for line in lines]
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     def classes(self, folders):
         """{class folder: (label, name)}; the label is the rank among the folders (200 in A and R)."""
         names = self.read_classnames()
+        if lines_hash(sorted(folders)) != self.published.ids:
+            self.warn(f"{self.image_dir} has not the {self.published.classes} class folders of {type(self).__name__}")
         return {wnid: (rank, names.get(wnid)) for rank, wnid in enumerate(sorted(folders))}
 
     def items(self, listing, classes):

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dassl.utils import UserError, read_json, write_atomic, write_json
+from dassl.utils.download import alone, file_hash
+
+from .pickles import read_pickled
 
 PARTS = ("train", "val", "test")
 
@@ -103,36 +106,59 @@ def _draw(items, shots, stream):
 def few_shot(folder, split, digest, shots, seed, parts=("train", "val")):
     """`select_shots`, kept in `folder`/split_fewshot/shot_<shots>-seed_<seed>.json and read back from there.
 
-    The file carries `digest`, the split's hash; one of another split, or a damaged one, is made afresh.
+    The file carries `digest`, the split's hash; one of another split, or a damaged one, is made afresh. Where CoOp's
+    own cache lies beside it (.pkl), those picks are taken, as in CoOp. Of runs started together the first one that
+    has its picks decides for all.
     """
     cache = Path(folder) / "split_fewshot" / f"shot_{shots}-seed_{seed}.json"
     identity = {"split": digest, "shots": shots, "seed": seed}
-    selected = _read_selection(cache, identity, parts)
-    if selected is None:
+    pickled = cache.with_suffix(".pkl")
+    if pickled.is_file():
+        identity["pickle"] = file_hash(pickled)
+    selected, wrong = read_selection(cache, identity, parts)
+    if selected:
+        print(f"Loading few-shot data from {cache}")
+        return selected
+    if wrong:
+        print(f"{cache} {wrong}: making it afresh")
+    if pickled.is_file():
+        selected = read_pickled(pickled, split, parts, shots)
+        differs = seed >= 0 and selected != select_shots(split, shots, seed, parts)
+        print(f"Few-shot picks of {pickled}" + differs * f": not those that seed {seed} draws, but they win as in CoOp")
+    else:
         print(f"Creating a {shots}-shot dataset")
         selected = select_shots(split, shots, seed, parts)
-        write_cache(cache, identity | selected)
-    return selected
+    return _keep_first(cache, identity, selected)
 
 
-def _read_selection(cache, identity, parts):
-    """The selection stored in `cache`, or None where it has to be made."""
-    if not cache.is_file():
-        pickled = cache.with_suffix(".pkl")
-        if pickled.is_file():
-            print(f"{pickled} is a pickle and is not opened: making {cache.name} afresh")
-        return None
+def read_selection(cache, identity, parts):
+    """({part: items}, "") of the file `cache`, or (None, why it can't serve; "" where there is none)."""
     try:
         stored = read_json(cache)
-        if {key: stored[key] for key in identity} == identity:
-            selected = {part: [Item(*row) for row in stored[part]] for part in parts}
-            print(f"Loading few-shot data from {cache}")
-            return selected
-        reason = "belongs to another split"
-    except (OSError, KeyError, TypeError, ValueError):
-        reason = "is damaged"
-    print(f"{cache} {reason}: making it afresh")
-    return None
+        selected = {part: [Item(*row) for row in stored[part]] for part in parts}
+        if any(stored[key] != identity[key] for key in ("split", "shots", "seed")):
+            return None, "belongs to another split"
+        if stored.get("pickle") != identity.get("pickle", stored.get("pickle")):
+            return None, f"has not the picks of {cache.stem}.pkl"
+        return selected, ""
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        return None, "is damaged"
+
+
+def _keep_first(cache, identity, selected):
+    """Write the picks, unless another run was faster: then its picks are returned, so that all use the same."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with alone(cache.parent / ".lock"):
+            faster, _ = read_selection(cache, identity, tuple(selected))
+            if not faster:
+                write_atomic(cache, json.dumps(identity | selected).encode())
+        return faster or selected
+    except OSError as error:
+        print(f"Not kept for later runs: {cache} ({error.strerror})")
+        return selected
 
 
 def write_cache(path, content):

@@ -12,6 +12,8 @@ import yaml
 import datasets  # noqa: F401  (registers the classes)
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError
+from datasets import imagenet
+from datasets.published import PUBLISHED, lines_hash
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 NAMES = ("tench", "kite (bird of prey)", "baluster / handrail", "missile", "missile")  # a name occurs twice
@@ -28,6 +30,12 @@ def cfg(root, shots=-1, seed=1, subsample="all"):
 
 def build(name, root, **settings):
     return DATASET_REGISTRY.get(name)(cfg(root, **settings))
+
+
+def get(name, root):
+    """What an error about missing files ends with; dataset files are named as their yaml is."""
+    stem = next(path.stem for path in CONFIGS.glob("*.yaml") if f'"{name}"' in path.read_text())
+    return f"get it with python -m datasets.fetch {stem} --root {root} (or by hand: DATASETS.md)"
 
 
 def touch(path, text=""):
@@ -235,7 +243,7 @@ def test_a_missing_folder_is_one_line_with_the_place_and_the_page(name, tmp_path
     folder = DATASET_REGISTRY.get(name).dataset_dir
     with pytest.raises(UserError) as caught:
         build(name, tmp_path)
-    assert str(caught.value) == f"{name}: folder {folder} not found in {tmp_path}, see DATASETS.md"
+    assert str(caught.value) == f"{name}: folder {folder} not found in {tmp_path}; {get(name, tmp_path)}"
 
 
 @pytest.mark.parametrize("name", SPLIT_DATASETS)
@@ -245,7 +253,7 @@ def test_a_missing_split_is_an_error_and_never_drawn_anew(name, tmp_path):
     (folder / f"split_zhou_{name}.json").unlink()
     with pytest.raises(FileNotFoundError) as caught:
         build(name, tmp_path)
-    assert str(caught.value) == f"{name}: split_zhou_{name}.json not found in {folder}, see DATASETS.md"
+    assert str(caught.value) == f"{name}: split_zhou_{name}.json not found in {folder}; {get(name, tmp_path)}"
     assert not list(folder.glob("*.json"))
 
 
@@ -254,7 +262,7 @@ def test_a_missing_image_folder_is_named(name, tmp_path):
     LAYOUTS[name](tmp_path)
     images = build(name, tmp_path).image_dir
     shutil.rmtree(images)
-    with pytest.raises(UserError, match=f"^{name}: {images.name} not found in .*, see DATASETS.md$"):
+    with pytest.raises(UserError, match=f"^{name}: {images.name} not found in .*; get it with"):
         build(name, tmp_path)
 
 
@@ -274,6 +282,32 @@ def test_only_images_that_are_used_have_to_exist(tmp_path):
         if str(path) not in used:
             path.unlink()
     assert len(build("EuroSAT", tmp_path, shots=2).train_x) == 10
+
+
+# ---- published or not --------------------------------------------------------------------------------------
+
+
+def test_a_split_that_is_not_the_published_one_is_used_with_a_warning(tmp_path, capsys):
+    LAYOUTS["EuroSAT"](tmp_path)
+    build("EuroSAT", tmp_path)
+    assert capsys.readouterr().out == (
+        "Warning: split_zhou_EuroSAT.json is not the published split: results don't compare; "
+        "python -m datasets.doctor eurosat says more\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["ImageNet", "ImageNetA"])
+def test_class_names_and_class_folders_are_verified_by_hash(name, tmp_path, capsys, monkeypatch):
+    LAYOUTS[name](tmp_path)
+    build(name, tmp_path)
+    names, folders = capsys.readouterr().out.splitlines()
+    assert "classnames.txt has not the class names of CLIP" in names
+    assert f"class folders of {name}: results don't compare" in folders
+    stem = {"ImageNet": "imagenet", "ImageNetA": "imagenet_a"}[name]
+    monkeypatch.setattr(imagenet, "CLASSNAMES", lines_hash(CLASSNAMES.splitlines()))
+    monkeypatch.setitem(PUBLISHED, stem, PUBLISHED[stem]._replace(ids=lines_hash(WNIDS)))
+    build(name, tmp_path)
+    assert capsys.readouterr().out == ""
 
 
 # ---- details of single datasets ----------------------------------------------------------------------------
@@ -363,7 +397,7 @@ def test_an_imagenet_class_without_training_images_does_not_shift_the_labels(tmp
 def test_a_class_folder_without_a_name_is_refused(tmp_path):
     imagenet_layout(tmp_path)
     touch(tmp_path / "imagenet" / "classnames.txt", CLASSNAMES.replace("n03773504", "n99999999"))
-    with pytest.raises(UserError, match=r"classnames\.txt has no class for the folder .*n03773504, see DATASETS\.md"):
+    with pytest.raises(UserError, match=r"classnames\.txt has no class for the folder .*n03773504; get it with"):
         build("ImageNet", tmp_path)
 
 
@@ -372,7 +406,7 @@ def test_a_variant_without_its_own_class_names_uses_those_of_imagenet(name, tmp_
     LAYOUTS[name](tmp_path)
     folder = tmp_path / VARIANTS[name][0]
     (folder / "classnames.txt").unlink()
-    with pytest.raises(UserError, match=rf"{name}: classnames\.txt not found in .*imagenet, see"):
+    with pytest.raises(UserError, match=rf"{name}: classnames\.txt not found in .*imagenet; get it with"):
         build(name, tmp_path)
     touch(tmp_path / "imagenet" / "classnames.txt", CLASSNAMES)
     assert tuple(build(name, tmp_path).classnames) == NAMES

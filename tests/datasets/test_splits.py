@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import random
 import shutil
 
@@ -153,13 +154,23 @@ def test_a_damaged_cache_is_made_afresh(split, tmp_path, damage, capsys):
     assert "shot_2-seed_1.json is damaged: making it afresh" in capsys.readouterr().out
 
 
-def test_a_pickle_of_an_older_codebase_is_not_opened(split, tmp_path, capsys):
-    old = tmp_path / "split_fewshot" / "shot_2-seed_1.pkl"
-    old.parent.mkdir()
-    old.write_bytes(b"cbuiltins\nexit\n(I3\ntR.")  # unpickling this would end the process
-    assert keep(tmp_path, split) == select_shots(split, 2, seed=1)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "pickle" in line]
-    assert lines == [f"{old} is a pickle and is not opened: making shot_2-seed_1.json afresh"]
+@pytest.mark.parametrize("seed", [1, -1])
+def test_processes_started_together_all_use_the_same_picks(split, tmp_path, seed):
+    """Unseeded, every process draws other images: the first one decides, and no one reads half a file."""
+    fork = multiprocessing.get_context("fork")
+    together, answers = fork.Barrier(4), fork.Queue()
+
+    def run():
+        together.wait()
+        answers.put(keep(tmp_path, split, shots=5, seed=seed))
+
+    runs = [fork.Process(target=run) for _ in range(4)]
+    for process in runs:
+        process.start()
+    picks = [answers.get(timeout=60) for _ in runs]
+    for process in runs:
+        process.join()
+    assert picks == [keep(tmp_path, split, shots=5, seed=seed)] * 4
 
 
 def test_a_read_only_folder_is_only_a_note(split, tmp_path, capsys, monkeypatch):
