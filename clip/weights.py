@@ -92,7 +92,7 @@ def _fetch(url, sha256, target):
     try:
         download_file(url, target, fault)
     except DownloadError as error:
-        raise WeightsError(str(error)) from error
+        raise WeightsError(f"{error}, or put the file at {target}") from error
     _remember(target, sha256)
 
 

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -24,16 +25,16 @@ from tqdm import tqdm
 import datasets
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, nearest, read_json, write_atomic
-from dassl.utils.archives import BadArchive, is_archive, unpack
+from dassl.utils.archives import is_archive, unpack
 from dassl.utils.download import DownloadError, alone, download_file, file_hash, settle_part
 
-from .imagenet import class_folders
-from .splits import PARTS, read_split, select_shots, split_hash
+from .imagenet import class_folders, image_names
+from .published import CLASSNAMES, PUBLISHED, lines_hash, picks_hash
+from .splits import read_split, select_shots, split_hash
 
 LARGE = 1_000_000_000  # bytes; more is not downloaded unasked
 KINDS = ("mirror", "official", "drive")
 DRIVE_URL = "https://drive.google.com/uc?export=download&id="
-IMAGENET_CLASSES, IMAGENET_COUNTS = 1000, {"train": 1_281_167, "val": 50_000}
 
 
 @cache
@@ -51,6 +52,10 @@ class Job(NamedTuple):
     name: str  # as in configs/datasets
     entry: dict  # of the catalogue
     folder: Path
+
+    @property
+    def title(self):
+        return self.entry["name"]
 
     @property
     def work(self):
@@ -110,24 +115,27 @@ def fetch(job, kind):
     """Bring everything that `job` lacks; raises UserError that names what could not be had."""
     job.work.mkdir(parents=True, exist_ok=True)
     with alone(job.work / "lock"):
-        settle(job.folder, job, strict=False)  # what the user has unpacked may only need another name
         for name in job.entry["files"]:
             fetch_file(name, job, kind)
         if job.name == "imagenet":
             prepare_imagenet(job, kind)
         elif job.lacks_images():
+            settle(job.folder, job)  # what the user has unpacked may only need another name
+        if job.lacks_images():
             first_that_works(job.entry["sources"], kind, lambda archives: fetch_images(archives, job))
-        left = job.missing()
-        if left:
-            raise UserError(f"{job.entry['name']} still lacks {', '.join(left)}: {by_hand(job)}")
+        if job.missing():
+            raise UserError(f"there is still no {', '.join(job.missing())}: {by_hand(job)}")
         shutil.rmtree(job.work, ignore_errors=True)  # another run, which was first, may have done it
-    command = f"python -m datasets.doctor {job.name} --root {job.folder.parent}"
-    print(f"{job.entry['name']} is in {job.folder}. To check every file: {command}")
+    command = f"python -m datasets.doctor {job.name} --root {shlex.quote(str(job.folder.parent))}"
+    print(f"{job.title} is in {job.folder}. To check every file: {command}")
 
 
 def first_that_works(sources, kind, attempt):
     """Try sources in order until `attempt(content)` raises no UserError; each failure is reported. -> success"""
-    for name, content in eligible(sources, kind):
+    pairs = eligible(sources, kind)
+    if not pairs:
+        print(f"no source is of the kind {kind}", file=sys.stderr)
+    for name, content in pairs:
         try:
             attempt(content)
             return True
@@ -138,70 +146,82 @@ def first_that_works(sources, kind, attempt):
 
 def by_hand(job):
     """What a user can do whom no source serves."""
-    if job.name == "imagenet":
-        return "see the steps above"
-    links = [
-        archive.get("url") or DRIVE_URL + archive["id"]
-        for _, archives in eligible(job.entry["sources"], None)
-        for archive in archives
-    ]
-    return f"run again later, or put one of these into {job.folder} and run again: {', '.join(links)}"
+    ways = []
+    for name in set(job.missing()) & set(job.entry["files"]):
+        sources = eligible(catalogue()["files"][name]["sources"], None)
+        ways.append(f"{name} from {' or '.join(link(as_archive(place)) for _, place in sources)}")
+    if job.lacks_images():
+        sources = eligible(job.entry["sources"], None)
+        ways.append(f"the images from {' or '.join(' with '.join(map(link, archives)) for _, archives in sources)}")
+    return f"run again later, or download into {job.folder} by hand, and run again: {'; '.join(ways)}"
+
+
+def as_archive(place):
+    """{"url": ...} or, of a Google Drive id, {"id": ...}."""
+    return {"url" if "/" in place else "id": place}
+
+
+def link(archive):
+    return archive.get("url") or DRIVE_URL + archive["id"]
 
 
 def fetch_file(name, job, kind):
     """Bring a small file (split, class names) unless it is there; one with other content is an error."""
-    target = job.folder / name
-    if target.is_file():
-        wrong = file_fault(name, target)
-        if wrong:
-            raise UserError(f"{target} {wrong}: move it away and run again")
-        return
+    target, fetched = job.folder / name, job.work / name
 
-    def attempt(source):
-        fetched = job.work / name
-        if name == "classnames.txt" and source.endswith(".json"):
-            index = job.work / "index.json"
-            download_file(source, index, lambda path: None)
-            write_atomic(fetched, names_of_index(index).encode())
+    def fault(path):
+        return file_fault(name, path, job.name)
+
+    def attempt(place):
+        if name == "classnames.txt" and place.endswith(".json"):
+            download_file(place, job.work / "index.json", index_fault)
+            write_atomic(fetched, "\n".join([*names_of_index(job.work / "index.json"), ""]).encode())
         else:
-            from_anywhere({"url": source} if "/" in source else {"id": source}, fetched, lambda p: file_fault(name, p))
-        wrong = file_fault(name, fetched)
-        if wrong:
-            raise DownloadError(f"{source} {wrong}")
+            from_anywhere(as_archive(place), fetched, fault)
         fetched.rename(target)
 
-    first_that_works(catalogue()["files"][name]["sources"], kind, attempt)
+    if not target.is_file():
+        first_that_works(catalogue()["files"][name]["sources"], kind, attempt)
+    elif fault(target):
+        raise UserError(f"{target} {fault(target)}: move it away and run again")
 
 
 def names_of_index(path):
-    """The text of classnames.txt from a few-shot index with one training image of every class."""
+    """The lines of classnames.txt from a few-shot index, which has a training image of every class."""
     rows = read_json(path)["train"]["data"]
     names = {row["impath"].split("/")[-2]: row["classname"] for row in rows}
-    return "".join(f"{wnid} {name}\n" for wnid, name in sorted(names.items()))
+    return [f"{wnid} {name}" for wnid, name in sorted(names.items())]
 
 
-def file_fault(name, path):
-    """What is wrong with the small file `name` of the catalogue at `path`, or None."""
-    facts = catalogue()["files"][name]
+def index_fault(path):
     try:
-        if "lines" in facts:
-            lines = path.read_text(encoding="utf-8").split("\n")[:1000]
-            right = hashlib.sha256("\n".join(lines).encode()).hexdigest() == facts["lines"]
-        elif "sha256" in facts:
-            right = file_hash(path) == facts["sha256"]
+        right = lines_hash(names_of_index(path)) == CLASSNAMES
+    except (LookupError, TypeError, ValueError):
+        right = False
+    return None if right else "does not hold the published class names"
+
+
+def file_fault(name, path, dataset):
+    """What is wrong with the small file `name` at `path`, or None; `dataset` tells which split it should be."""
+    try:
+        if name == "classnames.txt":
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            right = lines_hash(line for line in lines if line) == CLASSNAMES
+        elif name.endswith(".json"):
+            right = is_published(read_split(path), PUBLISHED[dataset])
         else:
-            right = is_published_split(read_split(path), facts)
+            right = file_hash(path) == catalogue()["files"][name]["sha256"]
     except (UserError, ValueError):
         right = False
     return None if right else f"is not the published {name}"
 
 
-def is_published_split(split, facts):
-    if "content" in facts:
-        return split_hash(split) == facts["content"]
-    picks = select_shots(split, shots=16, seed=1)
-    short = [hashlib.sha256("\n".join(i.path for i in picks[part]).encode()).hexdigest()[:12] for part in picks]
-    return [len(split[part]) for part in PARTS] == facts["counts"] and "/".join(short) == facts["picks"]
+def is_published(split, published):
+    """By the hash of the content; of two splits only the numbers of images and some few-shot picks are known."""
+    if published.split:
+        return split_hash(split) == published.split
+    sizes = {part: len(items) for part, items in split.items()}
+    return sizes == published.images and picks_hash(select_shots(split, shots=16, seed=1)) == published.picks
 
 
 def from_anywhere(source, target, fault):
@@ -233,14 +253,17 @@ def fetch_images(archives, job):
     """Download the archives of one source (or take them from the dataset's folder), unpack, move into place."""
     paths = [fetch_archive(archive, job) for archive in archives]
     tree = fresh_folder(job.work / "unpacked")
-    for path in paths:
-        try:
+    try:
+        for path in paths:
             unpack(path, tree, limit=3 * job.entry["unpacked"])
-        except BadArchive:
-            if path.parent == job.work:
-                path.unlink()
-            raise
-    settle(tree, job)
+        if not settle(tree, job):
+            found = ", ".join(sorted(entry.name for entry in islice(tree.iterdir(), 5))) or "nothing"
+            raise UserError(f"the archives hold no {' and '.join(job.entry['images'])}, but {found}")
+    except UserError:
+        for archive, path in zip(archives, paths, strict=True):
+            if path.parent == job.work and not published_hash(archive):
+                path.unlink()  # nothing says that the next download would be the same
+        raise
 
 
 def fetch_archive(archive, job):
@@ -253,24 +276,29 @@ def fetch_archive(archive, job):
             return own
         print(f"{own} {wrong}: not used", file=sys.stderr)
     # other bytes under the same name must not go on where these broke off
-    identity = archive.get("sha256") or archive.get("md5") or hashlib.md5(str(archive).encode()).hexdigest()
-    target = job.work / f"{identity[:8]}-{name}"
+    identity = published_hash(archive) or ("", hashlib.sha256(link(archive).encode()).hexdigest())
+    target = job.work / f"{identity[1][:8]}-{name}"
     if not target.is_file():
         from_anywhere(archive, target, lambda path: archive_fault(archive, path))
     return target
 
 
-def archive_fault(facts, path):
-    """What is wrong with the archive at `path`, or None; without a published hash any archive will do."""
+def published_hash(archive):
+    """(algorithm, hex digest), or None."""
+    return next(((name, archive[name]) for name in ("sha256", "md5") if name in archive), None)
+
+
+def archive_fault(archive, path):
+    """What is wrong with the file at `path`, or None; without a published hash any archive will do."""
     size = path.stat().st_size
-    if size != facts.get("size", size):
-        return f"has {size:,} bytes instead of {facts['size']:,}"
-    algorithm = next((name for name in ("sha256", "md5") if name in facts), None)
-    if algorithm is None:
+    if size != archive.get("size", size):
+        return f"has {size:,} bytes instead of {archive['size']:,}"
+    if not published_hash(archive):
         return None if is_archive(path) else "is no archive"
-    print(f"Checking {path.name}")
+    algorithm, expected = published_hash(archive)
+    print(f"Checking the {algorithm.upper()} of {path.name}")
     found = file_hash(path, algorithm)
-    return None if found == facts[algorithm] else f"has the wrong {algorithm.upper()} {found}"
+    return None if found == expected else f"has the wrong {algorithm.upper()} {found}"
 
 
 def fresh_folder(path):
@@ -279,28 +307,28 @@ def fresh_folder(path):
     return path
 
 
-def settle(tree, job, strict=True):
+def settle(tree, job):
     """Move what the dataset needs from wherever it is in `tree` (at most 3 folders deep) into its folder.
 
-    What lies beside it comes along, but not caches of other codebases and nothing that exists already. Raises
-    UserError if `strict` and `tree` doesn't hold all of the dataset's images.
+    What lies beside it comes along, but neither caches of other codebases nor what exists already. Returns
+    whether `tree` has it all.
     """
-    home = find_home(tree, job.entry["images"])
-    if home is None and strict:
-        found = ", ".join(sorted(entry.name for entry in islice(tree.iterdir(), 5))) or "nothing"
-        raise UserError(f"the archives hold no {' and '.join(job.entry['images'])}, but {found}")
-    renamed = {other: name for name, others in job.entry["images"].items() for other in others}
+    images = job.entry["images"]
+    home = find_home(tree, images)
+    renamed = {other: name for name, others in images.items() for other in others}
     for entry in sorted(home.iterdir()) if home else []:
         target = job.folder / renamed.get(entry.name, entry.name)
-        unwanted = entry.name.startswith((".", "split_fewshot")) or entry.suffix == ".pkl"
-        if (
-            not unwanted
-            and not target.exists()
-            and not (entry.name in job.entry["files"] and file_fault(entry.name, entry))
-        ):
+        if is_wanted(entry, job) and not target.exists():
             entry.rename(target)
-    for name in job.entry["images"]:
+    for name in images:
         flatten(job.folder / name)
+    return home is not None
+
+
+def is_wanted(entry, job):
+    if entry.name in job.entry["files"]:
+        return file_fault(entry.name, entry, job.name) is None
+    return not entry.name.startswith((".", "split_fewshot")) and entry.suffix != ".pkl"
 
 
 def find_home(tree, images):
@@ -310,12 +338,7 @@ def find_home(tree, images):
         for folder in level:
             if all(any((folder / n).exists() for n in (name, *others)) for name, others in images.items()):
                 return folder
-        level = [
-            Path(e)
-            for folder in level
-            for e in sorted(os.scandir(folder), key=lambda e: e.name)
-            if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")
-        ]
+        level = [folder / name for folder in level for name in class_folders(folder)]
     return None
 
 
@@ -354,7 +377,7 @@ def prepare_imagenet(job, kind):
     sort_val(images / "val", job, kind)
     faults = imagenet_faults(images)
     if faults:
-        print(IMAGENET_STEPS.format(folder=job.folder, root=job.folder.parent))
+        print(IMAGENET_STEPS.format(folder=job.folder, root=shlex.quote(str(job.folder.parent))))
         raise UserError(f"ImageNet is not complete: {'; '.join(faults)}")
 
 
@@ -371,39 +394,32 @@ ImageNet can't be downloaded without an account. What to do:
 
 def sort_val(folder, job, kind):
     """Move validation images that lie flat in `folder`, as the archive brings them, into class folders."""
-    flat = (
-        sorted(e.name for e in os.scandir(folder) if e.is_file() and e.name.startswith("ILSVRC2012_val_"))
-        if folder.is_dir()
-        else []
-    )
+    flat = sorted(path.name for path in folder.glob("ILSVRC2012_val_*.JPEG"))
     if not flat:
         return
-    listing = job.work / "valprep.sh"
-    sources = catalogue()["files"]["valprep.sh"]["sources"]
-    if not listing.is_file() and not first_that_works(
-        sources, kind, lambda url: download_file(url, listing, lambda path: file_fault("valprep.sh", path))
-    ):
-        raise UserError(f"can't sort {folder} without the list of its classes: run again later, or put it at {listing}")
-    classes = dict(re.findall(r"^mv (ILSVRC2012_val_\d{8}\.JPEG) (n\d{8})/$", listing.read_text(), re.MULTILINE))
+    fetch_file("valprep.sh", job, kind)
+    if not (job.folder / "valprep.sh").is_file():
+        raise UserError(f"{folder} can't be sorted without valprep.sh, which names the classes: run again later")
+    text = (job.folder / "valprep.sh").read_text(encoding="utf-8")
+    classes = dict(re.findall(r"^mv (ILSVRC2012_val_\d{8}\.JPEG) (n\d{8})/$", text, re.MULTILINE))
     for name in tqdm(flat, desc="sorting val", unit=" files"):
-        if name in classes:
-            (folder / classes[name]).mkdir(exist_ok=True)
-            (folder / name).rename(folder / classes[name] / name)
+        (folder / classes[name]).mkdir(exist_ok=True)
+        (folder / name).rename(folder / classes[name] / name)
 
 
 def imagenet_faults(images):
-    """What is missing or too much in images/train and images/val, as a list of short texts."""
-    faults = []
-    for part, expected in IMAGENET_COUNTS.items():
-        if not (images / part).is_dir():
-            faults.append(f"no {images / part}")
+    """What is wrong with the folders and numbers in images/train and images/val, as a list of short texts."""
+    published, faults = PUBLISHED["imagenet"], []
+    for part in (images / "train", images / "val"):
+        if not part.is_dir():
+            faults.append(f"no {part}")
             continue
-        folders = class_folders(images / part)
-        found = sum(e.name.endswith(".JPEG") for f in folders for e in os.scandir(images / part / f))
-        if len(folders) != IMAGENET_CLASSES:
-            faults.append(f"{images / part} has {len(folders)} class folders instead of {IMAGENET_CLASSES}")
-        if found != expected:
-            faults.append(f"{images / part} has {found:,} images in class folders instead of {expected:,}")
+        folders = class_folders(part)
+        found = sum(len(image_names(part / folder)) for folder in folders)
+        if lines_hash(folders) != published.ids:
+            faults.append(f"the {len(folders)} folders in {part} are not the {published.classes} classes")
+        if found != published.images[part.name]:
+            faults.append(f"{part} has {found:,} images in class folders instead of {published.images[part.name]:,}")
     return faults
 
 
@@ -450,7 +466,7 @@ def run(args):
     if args.dry_run:
         return None
     confirm(sum(job.size(args.source) for job in todo), args.yes)
-    failed = [job.entry["name"] for job in todo if not report(job, args.source)]
+    failed = [job.title for job in todo if not report(job, args.source)]
     if failed:
         raise UserError(f"not complete: {', '.join(failed)} (reasons above); the same command goes on from here")
     return None
@@ -462,7 +478,7 @@ def report(job, kind):
         fetch(job, kind)
         return True
     except (UserError, OSError) as error:
-        print(f"Error: {job.entry['name']}: {error}", file=sys.stderr)
+        print(f"Error: {job.title}: {error}", file=sys.stderr)
         return False
 
 
@@ -477,11 +493,11 @@ def describe(job, kind, details):
     """What will happen to one dataset: its size and licence, and with `details` every source."""
     lacking = job.missing()
     if not lacking:
-        print(f"{job.entry['name']}: already in {job.folder}")
+        print(f"{job.title}: already in {job.folder}")
         return
     size = job.size(kind)
     print(
-        f"{job.entry['name']}: {gigabytes(size)} to download into {job.folder}, "
+        f"{job.title}: {gigabytes(size)} to download into {job.folder}, "
         f"about {gigabytes(job.entry['unpacked'])} unpacked. Licence: {job.entry['licence']}"
     )
     if details:

@@ -107,8 +107,9 @@ def _is_link(info):
 
 def _inside(folder, name):
     """The path in `folder` for a member's name."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
+    plain = name.replace("\\", "/")  # as Windows would read it
+    parts = PurePosixPath(plain).parts
+    if not parts or plain.startswith("/") or ".." in parts or re.match("[A-Za-z]:", plain):
         raise _Refused(f"the name {name!r} in it leads out of the folder")
     return folder.joinpath(*parts)
 

@@ -52,7 +52,7 @@ def download_file(url, target, fault):
             pause = _pause(error, failures)
             if failures == TRIES or not _may_pass(error) or pause > LONGEST_WAIT:
                 wish = f" (it asks to be left alone for {pause:.0f} s)" if pause > LONGEST_WAIT else ""
-                advice = f"run again to go on where it stopped, or put the file at {target}"
+                advice = "run again to go on where it stopped"
                 raise DownloadError(f"can't download {url} to {part}: {error}{wish}; {advice}") from error
             time.sleep(pause)
     settle_part(part, target, fault, url)

@@ -22,7 +22,8 @@ from dassl.utils import UserError
 from dassl.utils import download as downloader
 from dassl.utils.download import download_file, part_of
 from datasets import fetch
-from datasets.splits import read_split, split_hash
+from datasets.published import Published, lines_hash, picks_hash
+from datasets.splits import read_split, select_shots, split_hash
 
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota\n exceeded</title></head></html>"
 SPLIT = {part: [[f"River/River_{n}.jpg", 0, "River"]] for n, part in enumerate(["train", "val", "test"])}
@@ -126,10 +127,9 @@ def world(server, tmp_path, monkeypatch):
         "images": {"2750": ["EuroSAT_RGB"]},
         "sources": [{"official": [{"url": server.put("EuroSAT.zip", archive)} | hashes(archive, "sha256", "md5")]}],
     }
-    split_file = {
-        "content": split_hash(read_split(tmp_path / "made.json")),
-        "sources": [{"mirror": server.put("split.json", split)}],
-    }
+    split_file = {"sources": [{"mirror": server.put("split.json", split)}]}
+    facts = Published(1, {"train": 1, "val": 1, "test": 1}, split_hash(read_split(tmp_path / "made.json")))
+    monkeypatch.setitem(fetch.PUBLISHED, "eurosat", facts)
     catalogue = {"datasets": {"eurosat": eurosat}, "files": {"split_zhou_EuroSAT.json": split_file}}
     monkeypatch.setattr(fetch, "catalogue", lambda: catalogue)
     monkeypatch.setattr(fetch, "DRIVE_URL", f"{server.base}/drive-")
@@ -225,7 +225,7 @@ def test_a_web_page_does_not_destroy_what_was_downloaded_before(server, tmp_path
 
 
 def test_a_missing_file_is_not_asked_for_again(server, tmp_path):
-    with pytest.raises(UserError, match=f"404.*put the file at {tmp_path}/file"):
+    with pytest.raises(UserError, match=f"can't download {server.base}/nothing.*404.*run again"):
         get(f"{server.base}/nothing", tmp_path / "file")
     assert len(server.log) == 1
 
@@ -337,10 +337,9 @@ def test_when_nothing_works_the_error_says_what_to_do_by_hand(world, capsys):
     world.server.files.clear()
     assert run(world, "eurosat") == 1
     err = capsys.readouterr().err
-    assert (
-        f"EuroSAT still lacks split_zhou_EuroSAT.json, 2750: run again later, or put one of these into {world.folder}"
-        in err
-    )
+    lacking = "EuroSAT: there is still no split_zhou_EuroSAT.json, 2750"
+    assert f"{lacking}: run again later, or download into {world.folder} by hand" in err
+    assert f"the images from {world.server.base}/EuroSAT.zip" in err
     assert "Error: not complete: EuroSAT" in err
 
 
@@ -449,20 +448,17 @@ def test_a_copy_that_differs_in_its_line_end_is_the_same_split(world):
     assert run(world, "eurosat") == 0
 
 
-def test_splits_without_a_published_hash_are_known_by_counts_and_picks(tmp_path):
-    split = {"train": [[f"a/{n}.jpg", 0, "a"] for n in range(20)], "val": [["a/v.jpg", 0, "a"]] * 5, "test": []}
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    picks = fetch.select_shots(read_split(tmp_path / "split.json"), 16, 1)
-    shown = "/".join(
-        hashlib.sha256("\n".join(item.path for item in picks[part]).encode()).hexdigest()[:12]
-        for part in ("train", "val")
-    )
-    facts = {"counts": [20, 5, 0], "picks": shown}
-    assert fetch.is_published_split(read_split(tmp_path / "split.json"), facts)
-    assert not fetch.is_published_split(read_split(tmp_path / "split.json"), facts | {"counts": [20, 5, 1]})
-    split["train"].reverse()
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    assert not fetch.is_published_split(read_split(tmp_path / "split.json"), facts)
+def test_splits_without_a_published_hash_are_known_by_numbers_and_picks(tmp_path):
+    def split(train, test):
+        rows = {"train": train, "val": [["a/v.jpg", 0, "a"]] * 5, "test": [["a/t.jpg", 0, "a"]] * test}
+        (tmp_path / "split.json").write_text(json.dumps(rows))
+        return read_split(tmp_path / "split.json")
+
+    rows = [[f"a/{n}.jpg", 0, "a"] for n in range(20)]
+    facts = Published(1, {"train": 20, "val": 5, "test": 3}, picks=picks_hash(select_shots(split(rows, 3), 16, 1)))
+    assert fetch.is_published(split(rows, 3), facts)
+    assert not fetch.is_published(split(rows, 4), facts)
+    assert not fetch.is_published(split(rows[::-1], 3), facts)
 
 
 def test_a_real_split_file_is_recognised():
@@ -470,22 +466,22 @@ def test_a_real_split_file_is_recognised():
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/splits")
     dtd, pets = "split_zhou_DescribableTextures.json", "split_zhou_OxfordPets.json"
-    assert fetch.file_fault(dtd, folder / dtd) is None
-    assert fetch.file_fault(dtd, folder / pets) == f"is not the published {dtd}"
+    assert fetch.file_fault(dtd, folder / dtd, "dtd") is None
+    assert fetch.file_fault(dtd, folder / pets, "dtd") == f"is not the published {dtd}"
 
 
-def test_class_names_are_read_from_a_few_shot_index(world, capsys):
-    names = {"n01440764": "tench", "n01443537": "goldfish"}
-    rows = [
-        {"impath": f"./x/train/{wnid}/1.JPEG", "label": 0, "classname": names[wnid]} for wnid in sorted(names)[::-1]
-    ]
-    url = world.server.put("shot_1.json", json.dumps({"train": {"data": rows}}).encode())
-    text = "n01440764 tench\nn01443537 goldfish\n"
-    facts = {"lines": hashlib.sha256(text.encode()).hexdigest(), "sources": [{"drive": "gone"}, {"mirror": url}]}
-    world.catalogue["files"]["classnames.txt"] = facts
+def test_class_names_are_read_from_a_few_shot_index(world, monkeypatch, capsys):
+    names = {"n01443537": "goldfish", "n01440764": "tench"}
+    rows = [{"impath": f"./x/train/{wnid}/1.JPEG", "classname": name} for wnid, name in names.items()]
+    lines = ["n01440764 tench", "n01443537 goldfish"]
+    monkeypatch.setattr(fetch, "CLASSNAMES", lines_hash(lines))
+    index = world.server.put("index.json", json.dumps({"train": {"data": rows}}).encode())
+    other = world.server.put("other.json", b"[1]")
+    world.catalogue["files"]["classnames.txt"] = {"sources": [{"drive": "gone"}, {"mirror": other}, {"mirror": index}]}
     world.entry["files"].append("classnames.txt")
     assert run(world, "eurosat") == 0
-    assert (world.folder / "classnames.txt").read_text() == text
+    assert (world.folder / "classnames.txt").read_text().splitlines() == lines
+    assert "does not hold the published class names" in capsys.readouterr().err
 
 
 # ---- Google Drive ------------------------------------------------------------------------------------------
@@ -623,8 +619,7 @@ def imagenet(world, monkeypatch):
         "sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "sources": [{"official": world.server.put("valprep.sh", listing.encode())}],
     }
-    monkeypatch.setattr(fetch, "IMAGENET_CLASSES", 20)
-    monkeypatch.setattr(fetch, "IMAGENET_COUNTS", {"train": 20, "val": 20})
+    monkeypatch.setitem(fetch.PUBLISHED, "imagenet", Published(20, {"train": 20, "val": 20}, ids=lines_hash(WNIDS)))
     folder = world.root / "imagenet"
     folder.mkdir(parents=True)
     archives = {"ILSVRC2012_img_train.tar": train, "ILSVRC2012_img_val.tar": val}
@@ -669,7 +664,7 @@ def test_a_broken_imagenet_archive_and_missing_images_are_named(imagenet, capsys
     (imagenet.folder / "images" / "val").mkdir()
     assert run(imagenet.world, "imagenet") == 1
     err = capsys.readouterr().err
-    assert "train has 1 class folders instead of 20" in err and "val has 0 images in class folders instead of" in err
+    assert "the 1 folders in" in err and "val has 0 images in class folders instead of" in err
 
 
 # ---- the catalogue -----------------------------------------------------------------------------------------
@@ -713,10 +708,8 @@ def test_hashes_and_sizes_are_well_formed():
     catalogue = fetch.catalogue()
     described = [archive for source in sources() for archives in source.values() for archive in archives]
     described += [*catalogue["files"].values(), *catalogue["datasets"]["imagenet"]["archives"].values()]
-    lengths = {"md5": 32, "sha256": 64, "content": 64, "lines": 64}
+    lengths = {"md5": 32, "sha256": 64}
     for facts in described:
         for name in lengths.keys() & facts.keys():
             assert re.fullmatch(f"[0-9a-f]{{{lengths[name]}}}", facts[name])
         assert facts.get("size", 1) > 0
-    for name, facts in catalogue["files"].items():
-        assert len({"content", "lines", "sha256", "picks"} & facts.keys()) == 1, name
