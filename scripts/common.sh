@@ -27,7 +27,7 @@ settings=  # what must stand before the commands that `attempt` remembers
 # arguments NAMES LEAST MOST "$@": stops with a usage line unless the script got LEAST to MOST arguments.
 arguments() {
   if (($# - 3 < $2 || $# - 3 > $3)) || [[ ${4:-} == -* ]]; then
-    echo "usage: [DATA=... CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
+    echo "usage: [DATA=... PRESET=paper|official|recommended CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
     exit 2
   fi
 }
@@ -38,12 +38,16 @@ place() {
     emoji) shots=${SHOTS:-5} ;;  # all it has
     *) shots=${SHOTS:-16} ;;
   esac
+  local preset=${PRESET:-recommended}
+  preset=_$preset
+  preset=${preset#_recommended}
   case $1:$2 in
-    xd_*) cfg=${CFG:-vit_b16_xd} ;;
-    *:emoji) cfg=${CFG:-embedded} ;;
-    few_shot:*) cfg=${CFG:-vit_b16_few_shot} ;;
-    *) cfg=${CFG:-vit_b16} ;;
+    xd_*) cfg=vit_b16${preset}_xd ;;
+    *:emoji) cfg=embedded$preset ;;
+    few_shot:*) cfg=vit_b16${preset}_few_shot ;;
+    *) cfg=vit_b16$preset ;;
   esac
+  cfg=${CFG:-$cfg}
   case $1 in
     base2new_train) folder=base2new/train_base/$2/shots_$shots/$TRAINER/$cfg ;;
     base2new_test) folder=base2new/test_new/$2/shots_$shots/$TRAINER/$cfg ;;

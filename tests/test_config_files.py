@@ -17,6 +17,7 @@ from dassl.engine import TRAINER_REGISTRY
 ROOT = Path(__file__).parents[1]
 DATASET_FILES = sorted(ROOT.glob("configs/datasets/*.yaml"))
 TRAINER_FILES = sorted(ROOT.glob("configs/trainers/*/*.yaml"))
+PARTS = sorted([*ROOT.glob("configs/base/*.yaml"), *ROOT.glob("configs/trainers/*/parts/*.yaml")])
 
 
 def name_of(path):
@@ -29,13 +30,56 @@ def defaults():
     return cfg
 
 
-@pytest.mark.parametrize("path", DATASET_FILES + TRAINER_FILES, ids=name_of)
-def test_config_file_holds_only_known_keys_that_differ_from_the_defaults(path):
+def merged(*paths):
     cfg = defaults()
-    cfg.merge_from_file(path)
-    before, after = flatten(defaults()), flatten(cfg)
-    same = [key for key in flatten(yaml.safe_load(path.read_text()) or {}) if after[key] == before[key]]
-    assert same == []
+    for path in paths:
+        cfg.merge_from_file(path)
+    return cfg
+
+
+@pytest.mark.parametrize("path", [*DATASET_FILES, *TRAINER_FILES, *PARTS], ids=name_of)
+def test_config_file_holds_only_known_keys_that_differ_from_what_it_is_based_on(path):
+    own = yaml.safe_load(path.read_text()) or {}
+    bases = own.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    before = flatten(merged(*(path.parent / base for base in bases)))
+    after = flatten(merged(path))
+    assert [key for key in flatten(own) if after[key] == before.get(key)] == []
+
+
+# What facts are known of the paper and of its released code, protocol by protocol: text and image learning rates,
+# epochs, warm-up epochs and rate.
+SCHEDULES = {
+    "vit_b16_paper": (2e-5, 0, 20, -1, 1e-5),
+    "vit_b16_paper_few_shot": (2e-5, 0, 40, -1, 1e-5),
+    "vit_b16_paper_xd": (2e-5, 0, 20, -1, 1e-5),
+    "vit_b16_official": (2e-5, 5e-6, 20, 1, 1e-6),
+    "vit_b16_official_few_shot": (1e-5, 0, 40, -1, 1e-5),
+    "vit_b16_official_xd": (1e-5, 1e-6, 20, 1, 1e-8),
+    "vit_b16": (2e-5, 5e-6, 20, 1, 1e-6),
+    "vit_b16_few_shot": (1e-5, 0, 40, -1, 1e-5),
+    "vit_b16_xd": (1e-5, 1e-6, 20, 1, 1e-8),
+}
+CHOICES = {
+    "paper": ("image", "paper", "step", 0, 1, "mixed", "auto"),
+    "official": ("batch", "official", "run", 50, 0, "single_class", "fp16"),
+    "": ("batch", "paper", "step", 50, 0, "mixed", "auto"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_presets_of_skip_tuning_are_what_their_names_say(name):
+    cfg = merged(ROOT / f"configs/trainers/SkipTuning/{name}.yaml")
+    options, optim = cfg.TRAINER.SKIPTUNING, cfg.OPTIM
+    schedule = optim.LR, options.IMAGE_LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH, optim.WARMUP_CONS_LR
+    assert schedule == SCHEDULES[name]
+    assert (options.OMEGA, options.R, options.LAMBDA, cfg.DATALOADER.TRAIN_X.BATCH_SIZE) == (6, 0.5, 0.3, 4)
+    preset = re.search(r"paper|official|$", name)[0]
+    keys = ["SCOPE", "DECAY", "RESAMPLE", "MAX_TOP", "VIEWS", "BATCHES", "PREC"]
+    assert tuple(options[key] for key in keys) == CHOICES[preset]
+    quarter = dict.fromkeys(("ImageNet", "SUN397", "Food101"), optim.MAX_EPOCH // 4)
+    assert dict(options.EPOCHS) == ({} if preset == "paper" else quarter)
+    assert ("EuroSAT" in options.TEMPLATES) == (preset != "paper")
 
 
 @pytest.mark.parametrize("path", DATASET_FILES, ids=name_of)
@@ -82,6 +126,6 @@ def test_requirements_are_exactly_what_the_code_imports():
     code += [path for package in ("clip", "dassl", "datasets", "trainers") for path in ROOT.glob(f"{package}/**/*.py")]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     required = {re.match(r"\w+", line)[0] for line in lines}
-    optional = {"tensorboard"}
+    optional = {"tensorboard", "gdown"}
     module_names = {"Pillow": "PIL", "PyYAML": "yaml"}
     assert imported(code) - optional == {module_names.get(name, name) for name in required}

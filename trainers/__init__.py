@@ -1,8 +1,8 @@
 """All trainers: importing this package registers them; `extend_cfg` adds their options to the defaults."""
 
-from . import finetune, skip_tuning, zsclip  # noqa: F401  (finetune has no options of its own)
+from . import finetune, skip_tuning, zsclip
 
-MODULES = (zsclip, skip_tuning)
+MODULES = (zsclip, finetune, skip_tuning)
 
 
 def extend_cfg(cfg):
@@ -12,4 +12,5 @@ def extend_cfg(cfg):
     cfg.DATASET.IMAGES = ""  # Custom: folder of class folders, of train, val and test with them, or CSV file
     cfg.DATASET.CLASSNAMES = ""  # Custom: YAML file with lines "folder: name"; "": names are read off the folders
     for module in MODULES:
-        module.extend_cfg(cfg)
+        if hasattr(module, "extend_cfg"):
+            module.extend_cfg(cfg)

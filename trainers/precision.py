@@ -44,8 +44,8 @@ class Learner:
     `running` is what forward passes go through: `deep` itself or, if it has half-precision copies, those. Gradients
     are then the copies', steps are made on `deep`, and the copies follow.
 
-    With plain SGD (no dampening) and an unscaled loss a weight is updated as soon as the backward pass has its gradient, which is
-    freed at once: the same numbers as a step at the end, without ever holding all gradients.
+    With plain SGD (no dampening) and an unscaled loss a weight is updated as soon as the backward pass has its
+    gradient, which is freed at once: the same numbers as a step at the end, without ever holding all gradients.
     """
 
     def __init__(self, deep, optimizer, precision, device):
@@ -59,19 +59,19 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type) if scaled else None
         self.in_backward = not scaled and type(optimizer) is torch.optim.SGD and not optimizer.defaults["dampening"]
         if self.in_backward:
-            copies = dict(self.pairs())
+            twins = dict(self.pairs())
             for index, group in enumerate(optimizer.param_groups):
                 for weight in group["params"]:
-                    copies[weight].register_post_accumulate_grad_hook(partial(self.step, weight, index))
+                    twins[weight].register_post_accumulate_grad_hook(partial(self.step, weight, index))
 
     def pairs(self):
         """(weight, its running copy or itself), one by one."""
         return zip(self.deep.parameters(), self.running.parameters(), strict=True)
 
     @torch.no_grad()
-    def step(self, weight, index, copy):
+    def step(self, weight, index, twin):
         """SGD's step of one weight, with the options of parameter group `index`, by the gradient of its copy."""
-        gradient, copy.grad = copy.grad.to(weight.dtype), None
+        gradient, twin.grad = twin.grad.to(weight.dtype), None
         group = self.optimizer.param_groups[index]
         buffers = [None]
         if group["momentum"]:
@@ -82,8 +82,8 @@ class Learner:
         names = "weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize"
         fused = weight.dtype == torch.float32  # PyTorch 2.9 leaves half-precision elements as they are
         sgd([weight], [gradient], buffers, fused=fused, **{name: group[name] for name in names})
-        if copy is not weight:
-            copy.copy_(weight)
+        if twin is not weight:
+            twin.copy_(weight)
 
     def update(self, loss):
         """Backward pass and step. With a scaled loss, a step whose gradients overflow is left out."""
@@ -92,9 +92,9 @@ class Learner:
             self.optimizer.step()  # finds no gradient: tells schedulers that a step was made
             return
         (self.scaler.scale(loss) if self.scaler else loss).backward()
-        for weight, copy in self.pairs():
-            if copy is not weight:
-                weight.grad, copy.grad = copy.grad.to(weight.dtype), None
+        for weight, twin in self.pairs():
+            if twin is not weight:
+                weight.grad, twin.grad = twin.grad.to(weight.dtype), None
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -106,9 +106,9 @@ class Learner:
     @torch.no_grad()
     def follow(self):
         """Copy the weights to their running copies; needed after they were loaded."""
-        for weight, copy in self.pairs():
-            if copy is not weight:
-                copy.copy_(weight)
+        for weight, twin in self.pairs():
+            if twin is not weight:
+                twin.copy_(weight)
 
 
 def sample(module):

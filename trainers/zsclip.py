@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from yacs.config import CfgNode
 
 from clip import clip
 from dassl.engine import TRAINER_REGISTRY, TrainerX
@@ -20,12 +19,6 @@ TEMPLATES = {
 }
 
 
-def extend_cfg(cfg):
-    """The options of TRAINER.ZEROSHOTCLIP."""
-    cfg.TRAINER.ZEROSHOTCLIP = CfgNode()
-    cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = ""  # prompt with {} for the class; "": the data set's own (TEMPLATES above)
-
-
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(TrainerX):
     def build_model(self):
@@ -33,7 +26,7 @@ class ZeroshotCLIP(TrainerX):
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip_model, _ = clip.load(cfg.MODEL.BACKBONE.NAME, device="cpu")
         self.clip_model = clip_model.float().to(self.device)
-        template = cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, "a photo of a {}.")
+        template = cfg.DATASET.TEMPLATE or TEMPLATES.get(cfg.DATASET.NAME, "a photo of a {}.")
         prompts = [template.format(name.replace("_", " ")) for name in self.dm.dataset.classnames]
         with torch.no_grad():
             features = self.clip_model.encode_text(clip.tokenize(prompts).to(self.device))

@@ -6,7 +6,7 @@ import torch
 class AverageMeter:
     """The last value and the running average (with `ema` an exponential one, weight 0.9 on the past).
 
-    Takes numbers and one-element tensors; of those only reading `val`, `avg` or `sum` makes the host wait for the device.
+    Takes numbers and one-element tensors, for which the host waits only when `val`, `avg` or `sum` is read.
     """
 
     def __init__(self, ema=False):
