@@ -1,11 +1,12 @@
 """The steps that every CoOp configuration takes, as torchvision's but faster.
 
 PyTorch's vector code resizes instead of Pillow's plain loops: the same antialiasing filters, width before height, with
-weights of 16 bits where Pillow has 22. A pixel in 200 is one 8-bit step off, one in 100,000 two. From there on an image is
-a uint8 tensor (3, H, W), which is cheaper to cut, flip and scale than a PIL image. Parameters and random stream are
-torchvision's. Newer Pillows take height first where that is less work, and then clip other pixels.
+weights of 16 bits where Pillow has 22, so some pixel values are an 8-bit step off and a few in a million are two. From
+there on an image is a uint8 tensor (3, H, W), which is cheaper to cut, flip and scale than a PIL image. Parameters and
+random stream are torchvision's. (Pillow 13 takes height first where that is less work, and so clips other values.)
 
-JPEGs are decoded in full: half the size from the decoder (Image.draft) is off by up to 28 steps in line drawings.
+JPEGs are decoded in full: half the size from the decoder (Image.draft) is off by many steps at sharp edges; see
+`python -m benchmarks.data`.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ ANTIALIASED = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 
 
 def resize(image, size, interpolation):
-    """A PIL image in RGB -> uint8 tensor (3, *size). Other modes and filters, and other CPUs: torchvision's PIL image."""
+    """PIL image in RGB -> uint8 tensor (3, *size); for other modes, filters and CPUs torchvision's PIL image."""
     vectorised = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     if image.mode != "RGB" or interpolation not in ANTIALIASED or not vectorised:
         return F.resize(image, size, interpolation)

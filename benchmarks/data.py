@@ -1,0 +1,184 @@
+"""The data path alone: pictures per second of one core, from a file to a normalised tensor of 224 px.
+
+    python -m benchmarks.data                # about a minute
+    python -m benchmarks.data --quick        # seconds, to see that it works
+    python -m benchmarks.data --json FILE    # the rows as JSON as well
+
+"ours" is what training and testing use; "plain" is CoOp's way: Pillow decodes and torchvision transforms a PIL image.
+They take turns on the same files. "decoding" is Pillow's part alone, which both share. The difference is that of the
+tensors of both for the same random numbers, in steps of an 8-bit pixel. The "draft" row is what half the size straight
+from the JPEG decoder would give; ours doesn't use it, because of the difference.
+
+The JPEGs are made here: noise of several scales with grain, discs and thin lines, at quality 90, so that a file takes
+about as many bytes as a photograph of its size. The PNGs are drawings of the embedded emoji data set.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from tabulate import tabulate
+from torchvision import transforms as T
+
+from benchmarks.measure import interleaved, machine
+from dassl.config import get_cfg_default
+from dassl.data.transforms import build_transform
+from dassl.utils import UserError, read_image, write_json
+
+SIZE = 224
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+EMOJI = Path(__file__).parents[1] / "datasets" / "emoji_data" / "images"
+
+
+def photograph(width, height, seed):
+    """A PIL image with detail at every scale, as photographs have."""
+    random = np.random.default_rng(seed)
+    pixels = random.normal(128, 9, (height, width, 3))  # the grain
+    for cells in (3, 9, 27, 81):
+        noise = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        pixels += (np.asarray(noise.resize((width, height), Image.BICUBIC)) - 128.0) / cells**0.3
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for x, y, radius in random.uniform(0, 1, (8, 3)):
+        box = [(x - radius / 8) * width, (y - radius / 8) * height, (x + radius / 8) * width, (y + radius / 8) * height]
+        draw.ellipse(box, fill=tuple(random.integers(0, 256, 3).tolist()))
+    for ends in random.uniform(0, 1, (20, 2, 2)):
+        line = [(x * width, y * height) for x, y in ends]
+        draw.line(line, fill=tuple(random.integers(0, 256, 3).tolist()), width=2)
+    return image
+
+
+def make_files(folder, number):
+    """{kind of picture: its files}, `number` of each; half of the JPEGs are upright."""
+    files = {}
+    for long in (500, 2000):
+        files[f"JPEG {long} px"] = paths = [folder / f"{long}_{i}.jpg" for i in range(number)]
+        for i, path in enumerate(paths):
+            size = (long, long * 3 // 4) if i % 2 else (long * 3 // 4, long)
+            photograph(*size, seed=i).save(path, quality=90)
+    drawings = sorted(EMOJI.rglob("*.png"))
+    files["PNG 64 px"] = drawings[:: len(drawings) // number][:number]
+    return files
+
+
+def our_transform(train):
+    cfg = get_cfg_default()
+    cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (SIZE, SIZE), "bicubic"
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = MEAN, STD
+    with contextlib.redirect_stdout(io.StringIO()):  # it lists its steps
+        return build_transform(cfg, is_train=train)
+
+
+def plain_transform(train):
+    bicubic = T.InterpolationMode.BICUBIC
+    cut = [T.Resize(SIZE, bicubic), T.CenterCrop(SIZE)]
+    if train:
+        cut = [T.RandomResizedCrop(SIZE, scale=(0.08, 1.0), interpolation=bicubic), T.RandomHorizontalFlip()]
+    return T.Compose([*cut, T.ToTensor(), T.Normalize(MEAN, STD)])
+
+
+def read_plainly(path):
+    return Image.open(path).convert("RGB")
+
+
+def read_draft(path):
+    """At half the size of a JPEG, straight from its decoder."""
+    image = Image.open(path)
+    image.draft("RGB", (image.width // 2, image.height // 2))
+    return image.convert("RGB")
+
+
+def tensors(read, transform, paths):
+    """(N, 3, 224, 224); the same random numbers on every call."""
+    torch.manual_seed(0)
+    return torch.stack([transform(read(path)) for path in paths])
+
+
+def decode(paths):
+    for path in paths:
+        Image.open(path).load()
+
+
+def difference(one, other):
+    """(largest, mean) distance of two batches of normalised images, in steps of an 8-bit pixel."""
+    steps = (one - other).abs() * 255 * torch.tensor(STD).view(3, 1, 1)
+    return steps.max().item(), steps.mean().item()
+
+
+def cases(files):
+    """(kind of picture, transform, our way to read) of every row."""
+    for kind in files:
+        yield kind, "train", read_image
+        yield kind, "test", read_image
+    yield "JPEG 2000 px", "test, draft", read_draft
+
+
+def compare(files, rounds):
+    """One dict for each row; speeds in pictures per second."""
+    calls, rows = {}, []
+    for kind, name, read in cases(files):
+        train = name == "train"
+        calls[kind, name, "plain"] = partial(tensors, read_plainly, plain_transform(train), files[kind])
+        calls[kind, name, "ours"] = partial(tensors, read, our_transform(train), files[kind])
+        calls[kind, name, "decoding"] = partial(decode, files[kind])
+    seconds = interleaved(calls, rounds)
+    for kind, name, _ in cases(files):
+        speeds = {way: len(files[kind]) / seconds[kind, name, way] for way in ("decoding", "plain", "ours")}
+        largest, mean = difference(calls[kind, name, "plain"](), calls[kind, name, "ours"]())
+        ratio = speeds["ours"] / speeds["plain"]
+        rows.append({"pictures": kind, "transform": name, **speeds, "ratio": ratio, "largest": largest, "mean": mean})
+    return rows
+
+
+def show(rows, files):
+    for kind, paths in files.items():
+        print(f"{kind}: {len(paths)} files of {sum(path.stat().st_size for path in paths) / len(paths) / 1000:.0f} kB")
+    print("pictures per second; difference in 8-bit steps")
+    headers = {key: key for key in rows[0]} | {"largest": "largest difference", "mean": "mean difference"}
+    formats = ("", "", ".0f", ".0f", ".0f", ".2f", ".1f", ".4f")
+    print(tabulate(rows, headers=headers, floatfmt=formats))
+
+
+def run(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two pictures of each kind, one round")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as well")
+    args = parser.parse_args(argv)
+    if args.json and args.json.exists():
+        raise UserError(f"{args.json} exists already; give another name to --json or remove it")
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_files(Path(folder), number=2 if args.quick else 6)
+        rows = compare(files, rounds=1 if args.quick else 20)
+        show(rows, files)
+    if args.json:
+        write_json({"machine": machine(), "rows": rows}, args.json)
+
+
+def main(argv=None):
+    """Exit code: 0 when done, 1 after an error, 130 after Ctrl-C."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker of a DataLoader
+    try:
+        run(argv)
+        return 0
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing is kept, start it again", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        print("Error:", error, file=sys.stderr)
+        return 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The benchmark of the data path, at its smallest."""
+
+import json
+
+from benchmarks import data
+
+
+def test_every_row_has_speeds_and_pixels_close_to_the_plain_path(tmp_path, capsys):
+    assert data.main(["--quick", "--json", str(tmp_path / "rows.json")]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    kinds = ("JPEG 500 px", "JPEG 2000 px", "PNG 64 px")
+    expected = [(kind, transform) for kind in kinds for transform in ("train", "test")]
+    assert [(row["pictures"], row["transform"]) for row in rows] == [*expected, ("JPEG 2000 px", "test, draft")]
+    assert all(row["plain"] > 0 and row["ratio"] == row["ours"] / row["plain"] for row in rows)
+    assert all(row["mean"] < 0.1 for row in rows[:-1]) and rows[-1]["mean"] > 0.1
+    table = capsys.readouterr().out
+    assert "JPEG 500 px: 2 files of 80 kB" in table and "test, draft" in table
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "rows.json").touch()
+    assert data.main(["--quick", "--json", str(tmp_path / "rows.json")]) == 1
+    assert "rows.json exists already" in capsys.readouterr().err
