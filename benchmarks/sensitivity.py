@@ -183,7 +183,8 @@ def show(found):
     ranked = [f"{name} {value:.3g}" for name, value in sorted(found["dependence"].items(), key=lambda item: -item[1])]
     print(f"\nFeature Sensitivity (Eq. 3), mean of {found['images']} training images\n")
     print(tabulate(table, headers="keys", floatfmt=".3f"))
-    print(f"\nSuggested: TRAINER.SKIPTUNING.OMEGA {found['omega']} (layers below {found['threshold']:g} of the last)")
+    print(f"\nSuggested: TRAINER.SKIPTUNING.OMEGA {found['omega']}, ", end="")
+    print(f"the first layers below {found['threshold']:g} of the last in both towers")
     print("\nGradient Dependence (Eq. 4) of the classes that an image doesn't show\n")
     print(", ".join(quantiles), f"{found['dependence_below_1_percent']:.0%} below 1% of the image's largest", sep="; ")
     print(f"Share of it in the classes that CSkip keeps for sure, by R: {', '.join(kept)}")

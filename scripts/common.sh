@@ -58,6 +58,11 @@ place() {
   folder=$OUTPUT/$folder/seed$3
 }
 
+# finished: whether the run in $folder is over and no config is newer. train.py says the same, but takes seconds to start.
+finished() {
+  [ -e "$folder/result.json" ] && [ -z "$(find configs -name '*.yaml' -newer "$folder/result.json")" ]
+}
+
 # trained STAGE DATASET SEED COMMAND: sets folder to that finished training, or stops and names the command for it.
 trained() {
   place "$1" "$2" "$3"

@@ -91,6 +91,16 @@ def test_a_second_time_only_the_table_is_made(ablate):
     assert ablate.calls() == ["-m benchmarks.ablation ablate/lambda"]
 
 
+def test_train_py_is_asked_again_about_results_older_than_a_config(ablate, tmp_path):
+    ablate("components", SEEDS="1")
+    ablate.calls()
+    (old,) = (tmp_path / "ablate/components/lskip").glob("base2new/train_base/**/result.json")
+    os.utime(old, (0, 0))
+    ablate("components", SEEDS="1")
+    (call, _) = ablate.calls()
+    assert f"--output-dir {old.parent.relative_to(tmp_path)} " in call
+
+
 def test_the_points_take_turns_seed_by_seed(ablate):
     ablate("components", SEEDS="1 2")
     folders = [call.split("--output-dir ablate/components/")[1].split("/") for call in ablate.calls()[:-1:2]]

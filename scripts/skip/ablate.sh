@@ -20,9 +20,7 @@ ablate() {
       settings="OUTPUT=$OUTPUT OPTIONS='$OPTIONS' "
       for stage in base2new_train base2new_test; do
         place $stage "$dataset" "$seed"
-        # starting Python only to be told that a run is finished takes seconds, so ask that only if a setting is newer
-        if [ "$folder/result.json" -nt "configs/trainers/$TRAINER/$cfg.yaml" ]; then continue; fi
-        attempt $stage.sh "$dataset" "$seed"
+        if ! finished; then attempt $stage.sh "$dataset" "$seed"; fi
       done
     done
   done

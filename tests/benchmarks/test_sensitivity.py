@@ -188,7 +188,7 @@ class TestCommand:
         found = json.loads((run_folder / "a.json").read_text())
         assert found["images"] == 8 and len(found["dependence"]) == 98
         assert [len(found["sensitivity"][tower]) for tower in ("image", "text")] == [12, 12]
-        assert f"TRAINER.SKIPTUNING.OMEGA {found['omega']} " in out
+        assert f"TRAINER.SKIPTUNING.OMEGA {found['omega']}, " in out
 
         code, out, err = command("--model-dir", run_folder, "--json", run_folder / "b.json")
         again = json.loads((run_folder / "b.json").read_text())
