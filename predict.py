@@ -5,6 +5,7 @@ import contextlib
 import csv
 import glob
 import io
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -62,9 +63,12 @@ def parse(argv):
 
 def check(args):
     """What can be known before anything is read."""
-    for path in filter(None, (args.csv, args.json)):
-        if Path(path).exists() and not args.force:
-            raise UserError(f"{path} exists; name another file, or overwrite it with --force")
+    for path in map(Path, filter(None, (args.csv, args.json))):
+        if path.is_dir() or path.exists() and not args.force:
+            raise UserError(f"{path} exists; name another file, or overwrite a file with --force")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"Can't write to {path.parent}; name a file elsewhere")
     if args.template is not None and "{}" not in args.template:
         raise UserError(f"--template {args.template!r} needs {{}} where the class name goes")
 
@@ -107,27 +111,21 @@ def find(arguments):
     return list(found)
 
 
-def class_names(args, cfg):
-    """The classes to choose from, at least two different ones."""
-    names = given_names(args.classes) if args.classes else run_names(args.model_dir, cfg)
-    different = {name.casefold() for name in names}
-    if len(different) < max(2, len(names)):
-        raise UserError(
-            f"{args.classes or args.model_dir} has {len(names)} class names, {len(different)} of them "
-            "different; name at least two, each once, with --classes"
-        )
-    return names
-
-
 def given_names(path):
+    """Class names from a file, at least two and all different."""
     if Path(path).suffix.lower() in (".yaml", ".yml"):
         names = read_names(path)
-        return list(names.values()) if isinstance(names, dict) else names
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Can't read {path} ({error}): it takes a file in UTF-8, one class name a line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        names = list(names.values()) if isinstance(names, dict) else names
+    else:
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"Can't read {path} ({error}): it takes a file in UTF-8, one class name a line") from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    different = len({name.casefold() for name in names})
+    if different < max(2, len(names)):
+        raise UserError(f"{path} has {len(names)} class names, {different} of them different; it takes two, each once")
+    return names
 
 
 def run_names(folder, cfg):
@@ -226,6 +224,9 @@ def run(args):
     """Exit code: 1 if some picture doesn't decode."""
     check(args)
     cfg = configure(args)
+    quiet = contextlib.redirect_stdout(io.StringIO())  # what a training run logs
+    with quiet:
+        classes = given_names(args.classes) if args.classes else run_names(args.model_dir, cfg)
     paths = find(args.pictures)
     broken = {path: error for path, (_, error) in zip(paths, examine(paths), strict=True) if error}
     for error in broken.values():
@@ -233,8 +234,7 @@ def run(args):
     paths = [path for path in paths if path not in broken]
     if not paths:
         raise UserError("None of the pictures can be read, so there is nothing to predict")
-    with contextlib.redirect_stdout(io.StringIO()):  # what a training run logs
-        classes = class_names(args, cfg)
+    with quiet:
         rankings = ranking(predict(cfg, args.model_dir, classes, paths), classes, args.top)
     if args.csv:
         write_csv(args.csv, paths, rankings)

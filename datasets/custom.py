@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from PIL import Image
 from tqdm import tqdm
 
 from dassl.data.datasets import DATASET_REGISTRY
@@ -228,6 +229,7 @@ def make_split(rows, image_dir):
 
 def examine(paths):
     """Decode every picture -> [(SHA-256 (hex) of its bytes, None) or (None, the error)]."""
+    Image.init()  # all formats now: a thread that meets Pillow loading them takes a WebP for no image
     pool = ThreadPoolExecutor()
     try:
         return list(tqdm(pool.map(_examine, paths), total=len(paths), desc="Checking pictures", unit=""))

@@ -189,6 +189,17 @@ def test_a_run_on_base_classes_knows_them_and_a_test_on_new_classes_those(traine
         assert half[one] / half[other] == pytest.approx(whole[one] / whole[other], rel=1e-3)
 
 
+def test_a_run_may_have_two_classes_of_one_name_as_imagenet_has(trained, run, place, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained("SkipTuning"), folder)
+    path = folder / "learnable_params/model.pth.tar-1"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["meta"]["classnames"] = ["missile", "missile", "ant", "bee"]
+    torch.save(checkpoint, path)
+    done = run("--model-dir", folder, place / "pics/ant/0.png")
+    assert done.code == 0 and done.out.count("%  missile") == 2
+
+
 def test_a_zero_shot_run_without_its_dataset_needs_classes(trained, run, probabilities, place, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained("ZeroshotCLIP"), folder)
@@ -237,6 +248,15 @@ def test_a_file_is_overwritten_only_by_force(flag, trained, run, place, tmp_path
     done = run(*argv)
     assert done.code == 1 and "--force" in done.err and file.read_text() == "precious"
     assert run(*argv, "--force").code == 0 and "ant/0.png" in file.read_text()
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(fails, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "predict", None)
+    (tmp_path / "file").touch()
+    assert "file" in fails("--csv", tmp_path / "file/found.csv")
+    assert "exists; name another file" in fails("--csv", tmp_path, "--force")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert f"Can't write to {tmp_path}" in fails("--csv", tmp_path / "found.csv")
 
 
 def test_the_run_is_left_as_it_was_and_so_is_the_dataset_of_this_process(trained, run, place):
