@@ -62,6 +62,12 @@ def again(dataset, *paths):
     return f"{aside(*paths)} && {dataset.fetch()}"
 
 
+def unnest(folder):
+    """The command that puts a folder with only itself inside right."""
+    outer = folder.with_name(f"{folder.name}.outer")
+    return f"{command('mv', folder, outer)} && {command('mv', outer / folder.name, folder)}"
+
+
 def some(names, most=3):
     """The first few names and how many more there are."""
     names = list(names)
@@ -316,9 +322,7 @@ def image_fault(dataset, kind, paths, names):
     if kind.startswith("not readable"):
         return Fault(what, command("chmod", "-R", "u+rX", home))
     if kind == "one folder too deep":
-        outer = home / tops[0] if (home / tops[0] / tops[0]).is_dir() and tops[0] else home
-        free = outer.with_name(f"{outer.name}.outer")
-        return Fault(what, f"{command('mv', outer, free)} && {command('mv', free / outer.name, outer)}")
+        return Fault(what, unnest(home / tops[0]))
     folders = {path.rpartition("/")[0] for path in paths}
     if kind.startswith("spelled") and len(folders) == 1 and (other := other_case(home, *folders)):
         return Fault(what, command("mv", other, home.joinpath(*folders)))
@@ -374,9 +378,7 @@ def look_at_part(dataset, part, folder, names):
         what = f"its {flat:,} files lie flat, in no class folders" if flat else "is empty"
         return [Fault(f"{folder}: {what}", dataset.fetch() if flat else again(dataset, folder))], []
     if classes == [folder.name]:
-        free = folder.with_name(f"{folder.name}.outer")
-        mend = f"{command('mv', folder, free)} && {command('mv', free / folder.name, folder)}"
-        return [Fault(f"the class folders are one too deep, in {folder / folder.name}", mend)], []
+        return [Fault(f"the class folders are one too deep, in {folder / folder.name}", unnest(folder))], []
     if wrong := wrong_classes(dataset, classes, names):
         return [Fault(f"{folder}: {wrong}", again(dataset, folder))], []
     return count_images(dataset, part, folder, classes)
@@ -408,7 +410,7 @@ def count_images(dataset, part, folder, classes):
         for entry in entries.values():
             kind = condition(entry)
             (kinds[kind] if kind else sound).append(Path(entry.path))
-    total, published = sum(sizes.values()), dataset.published
+    total = sum(sizes.values())
     faults = [
         Fault(
             f"{len(paths):,} of {total:,} images in {folder} are {kind}: {some(p.relative_to(folder) for p in paths)}",
@@ -416,13 +418,22 @@ def count_images(dataset, part, folder, classes):
         )
         for kind, paths in kinds.items()
     ]
-    fewest, most = published.per_class if published.per_class and part != "train" else (1, 10**9)
-    off = [f"{name} {number}" for name, number in sizes.items() if not fewest <= number <= most]
-    if total != published.images[part] or off:
-        uneven = f", not {fewest} in every class ({some(off)})" if off else ""
-        what = f"{total:,} images in {folder} instead of {published.images[part]:,}{uneven}"
-        faults.append(Fault(what, again(dataset, folder)))
+    if wrong := wrong_images(dataset.published, part, sizes, sound):
+        faults.append(Fault(f"{folder}: {wrong}", again(dataset, folder)))
     return faults, sound
+
+
+def wrong_images(published, part, sizes, paths):
+    """How the images of class folders ({name: images}, and their paths) differ from the published ones, or ""."""
+    total, right = sum(sizes.values()), published.per_class if part != "train" else 0
+    off = [f"{name} {number}" for name, number in sizes.items() if (number != right if right else not number)]
+    if total != published.images[part] or off:
+        uneven = f"; class by class not {right or 'one at least'}: {some(off)}" if off else ""
+        return f"{total:,} images instead of {published.images[part]:,}{uneven}"
+    files = lines_hash(sorted(f"{path.parent.name}/{path.name}" for path in paths))
+    if part == "val" and len(paths) == total and files != published.files:
+        return "other file names than the published ones, or in other classes"
+    return ""
 
 
 # ---- every dataset -----------------------------------------------------------------------------------------
@@ -514,17 +525,18 @@ def parse(argv):
         "Prints each fault with the one command that mends it; exits with 0 if there is none, else with 1.",
     )
     known = known_names()
-    parser.add_argument("datasets", nargs="+", metavar="NAME", help=f"all, or of {', '.join(known)}")
+    parser.add_argument("datasets", nargs="+", metavar="NAME", help=f"all, or any of {', '.join(known)}")
     parser.add_argument("--root", default=os.environ.get("DATA") or "data", help="default: $DATA, else ./data")
     parser.add_argument(
         "--decode", default=SAMPLE, metavar="N", type=number, help=f"images to decode, or all (default: {SAMPLE})"
     )
     args = parser.parse_args(argv)
-    names = list(PUBLISHED) if "all" in args.datasets else args.datasets
+    stems = {key: stem for stem, cls in known.items() for key in (stem, cls.__name__.lower())}
+    names = list(PUBLISHED) if "all" in args.datasets else [name.lower() for name in args.datasets]
     for name in names:
-        if name not in known:
+        if name not in stems:
             raise UserError(f"no dataset {name!r}, do you mean {nearest(name, known)!r}? There are {', '.join(known)}")
-    return args, {name: known[name] for name in names}
+    return args, [known[stems[name]] for name in dict.fromkeys(names)]
 
 
 def number(text):
@@ -537,9 +549,13 @@ def number(text):
 def report(cls, root, decode):
     """Print what is known about one dataset -> how many faults it has."""
     faults, seen = examine(cls, root, decode)
-    print(f"{cls.__name__}: {f'{len(faults)} faults' if faults else 'in order'}{f' ({seen})' if seen else ''}")
+    count = f"{len(faults)} fault{'s' * (len(faults) > 1)}" if faults else "in order"
+    print(f"{cls.__name__}: {count}{seen and f' ({seen})'}")
+    together = defaultdict(list)
     for fault in faults:
-        print(f"  {fault.what}\n    mend: {fault.mend}")
+        together[fault.mend].append(fault.what)
+    for mend, whats in together.items():
+        print(*(f"  {what}" for what in whats), f"    mend: {mend}", sep="\n")
     return len(faults)
 
 
@@ -547,7 +563,7 @@ def main(argv=None):
     """Returns the exit code."""
     try:
         args, classes = parse(argv)
-        return int(sum([report(cls, args.root, args.decode) for cls in classes.values()]) > 0)
+        return int(sum([report(cls, args.root, args.decode) for cls in classes]) > 0)
     except (UserError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -66,6 +66,8 @@ class ImageNet(ClassFolders):
         train, val = self._listings()
         classes = self.classes({folder.split("/")[1] for folder in (*train, *val)})
         test = self.items(val, classes)
+        if lines_hash(sorted(item.path.partition("/")[2] for item in test)) != self.published.files:
+            self.warn(f"{self.image_dir / 'val'} has not the published images in the published classes")
         return {"train": self.items(train, classes), "val": test, "test": test}
 
     def _listings(self):

@@ -16,7 +16,8 @@ class Published(NamedTuple):
     split: str = ""  # `splits.split_hash`
     picks: str = ""  # `picks_hash` of 16 shots, seed 1
     ids: str = ""  # SHA-256 of the sorted WordNet ids, joined by line feeds
-    per_class: tuple = ()  # fewest and most test images of a class
+    per_class: int = 0  # test images of every class
+    files: str = ""  # `lines_hash` of the sorted "<WordNet id>/<file>" of the test images
 
 
 def _parts(train, val, test):
@@ -69,8 +70,14 @@ PUBLISHED = {
         "29a5dc239824943e473244fc18abf1b43734213fc748cffa25ccd773fbe7271a",
         "b88bd6d2db74/6499ec117e62",
     ),
-    "imagenet": Published(1000, _parts(1281167, 50000, 50000), ids=_IMAGENET_IDS, per_class=(50, 50)),
-    "imagenetv2": Published(1000, {"test": 10000}, per_class=(10, 10)),
+    "imagenet": Published(
+        1000,
+        _parts(1281167, 50000, 50000),
+        ids=_IMAGENET_IDS,
+        per_class=50,
+        files="dc1395be7727d421ee079b005ea91fccada3ffd3409c4d8f61f043e6fb62c04f",
+    ),
+    "imagenetv2": Published(1000, {"test": 10000}, per_class=10),
     "imagenet_sketch": Published(1000, {"test": 50889}, ids=_IMAGENET_IDS),
     "imagenet_a": Published(
         200, {"test": 7500}, ids="f6aa4b23244554d9b864fd715ae20048f6a9686388911b2dfbf1ada01bf0f520"

@@ -296,16 +296,23 @@ def test_a_split_that_is_not_the_published_one_is_used_with_a_warning(tmp_path, 
     )
 
 
-@pytest.mark.parametrize("name", ["ImageNet", "ImageNetA"])
-def test_class_names_and_class_folders_are_verified_by_hash(name, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name, files_known", [("ImageNet", 1), ("ImageNetA", 0)])
+def test_class_names_folders_and_validation_files_are_verified_by_hash(
+    name, files_known, tmp_path, capsys, monkeypatch
+):
     LAYOUTS[name](tmp_path)
     build(name, tmp_path)
-    names, folders = capsys.readouterr().out.splitlines()
+    names, folders, *files = capsys.readouterr().out.splitlines()
     assert "classnames.txt has not the class names of CLIP" in names
     assert f"class folders of {name}: results don't compare" in folders
+    assert ["val has not the published images in the published classes" in line for line in files] == [
+        True
+    ] * files_known
     stem = {"ImageNet": "imagenet", "ImageNetA": "imagenet_a"}[name]
+    listing = sorted(f"{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(SIZES["test"]))
+    facts = PUBLISHED[stem]._replace(ids=lines_hash(WNIDS), files=lines_hash(listing))
     monkeypatch.setattr(imagenet, "CLASSNAMES", lines_hash(CLASSNAMES.splitlines()))
-    monkeypatch.setitem(PUBLISHED, stem, PUBLISHED[stem]._replace(ids=lines_hash(WNIDS)))
+    monkeypatch.setitem(PUBLISHED, stem, facts)
     build(name, tmp_path)
     assert capsys.readouterr().out == ""
 

@@ -113,8 +113,10 @@ def root(tmp_path, monkeypatch):
     for module in (doctor, imagenet):
         monkeypatch.setattr(module, "CLASSNAMES", lines_hash(CLASSNAMES))
     ids = lines_hash(WNIDS)
-    monkeypatch.setitem(PUBLISHED, "imagenet", Published(3, dict(train=12, val=6, test=6), ids=ids, per_class=(2, 2)))
-    monkeypatch.setitem(PUBLISHED, "imagenetv2", Published(3, {"test": 6}, per_class=(2, 2)))
+    files = lines_hash(f"{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(2))
+    imagenet_facts = Published(3, dict(train=12, val=6, test=6), ids=ids, per_class=2, files=files)
+    monkeypatch.setitem(PUBLISHED, "imagenet", imagenet_facts)
+    monkeypatch.setitem(PUBLISHED, "imagenetv2", Published(3, {"test": 6}, per_class=2))
     monkeypatch.setitem(PUBLISHED, "imagenet_a", Published(2, {"test": 6}, ids=lines_hash(WNIDS[1:])))
     return tmp_path
 
@@ -253,6 +255,18 @@ def other_split(folder):
 
 def capitals(folder):
     (folder / "2750" / "River" / "Rtrain_3.jpg").rename(folder / "2750" / "River" / "Rtrain_3.JPG")
+
+
+def exchange(folder):
+    """Two validation images in each other's class: every number stays right."""
+    one, other = (folder / "images" / "val" / wnid / f"{wnid}_0.JPEG" for wnid in WNIDS[:2])
+    one.rename(other.parent / one.name)
+    other.rename(one.parent / other.name)
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 FETCH = "python -m datasets.fetch {name} --root {root}"
@@ -451,13 +465,21 @@ CASES = {
         anew("images/train"),
     ),
     "training images missing": Case(
-        *("imagenet", remove(f"images/train/{WNIDS[1]}/{WNIDS[1]}_0.JPEG"), "11 images in .*train instead of 12$"),
+        *("imagenet", remove(f"images/train/{WNIDS[1]}/{WNIDS[1]}_0.JPEG"), "images/train: 11 images instead of 12$"),
         anew("images/train"),
     ),
     "val images in the wrong class": Case(
         *("imagenet", move(f"images/val/{WNIDS[0]}/{WNIDS[0]}_0.JPEG", f"images/val/{WNIDS[1]}/x.JPEG")),
-        rf"6 images in .* instead of 6, not 2 in every class \({WNIDS[0]} 1, {WNIDS[1]} 3\)",
+        rf"val: 6 images instead of 6; class by class not 2: {WNIDS[0]} 1, {WNIDS[1]} 3$",
         anew("images/val"),
+    ),
+    "val images exchanged": Case(
+        *("imagenet", exchange, "val: other file names than the published ones, or in other classes"),
+        anew("images/val"),
+    ),
+    "training class emptied": Case(
+        *("imagenet", lambda f: empty(f / "images/train" / WNIDS[1])),
+        *(f"8 images instead of 12; class by class not one at least: {WNIDS[1]} 0", anew("images/train")),
     ),
     "empty image in ImageNet": Case(
         *("imagenet", write(f"images/val/{WNIDS[0]}/{WNIDS[0]}_0.JPEG", ""), "1 of 6 images in .*val are empty files"),
@@ -465,7 +487,7 @@ CASES = {
     ),
     "withdrawn release of V2": Case(
         *("imagenetv2", lambda f: make_folders(f / V2, 4, ("0", "1", "2"))),
-        *(r"12 images in .* instead of 6, not 2 in every class", anew(V2)),
+        *("12 images instead of 6; class by class not 2: 0 4, 1 4, 2 4", anew(V2)),
     ),
     "V2 with a strange folder": Case(
         *("imagenetv2", move(f"{V2}/2", f"{V2}/3"), "no classes of ImageNet: 3"),
@@ -575,9 +597,18 @@ def test_the_command_prints_every_fault_with_its_command_and_tells_by_its_exit_c
     CASES["no split"].plant(root / "eurosat")
     assert doctor.main(["eurosat", "imagenet_a", "--root", str(root)]) == 1
     first, what, mend, other = capsys.readouterr().out.splitlines()
-    assert (first, what) == ("EuroSAT: 1 faults", f"  {root}/eurosat/{E} is missing")
+    assert (first, what) == ("EuroSAT: 1 fault", f"  {root}/eurosat/{E} is missing")
     assert mend == f"    mend: python -m datasets.fetch eurosat --root {root}"
     assert other.startswith("ImageNetA: in order (6 images in ")
+
+
+def test_faults_that_one_command_mends_are_listed_above_it(root, capsys):
+    """Run twice it would put aside what it has just brought."""
+    for case in ("images missing", "empty image"):
+        CASES[case].plant(root / "eurosat")
+    assert doctor.main(["EuroSAT", "--root", str(root)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:8] for line in lines] == ["EuroSAT:", "  5 of 6", "  1 of 6", "    mend"]
 
 
 def test_all_stands_for_the_published_datasets(root, capsys):
