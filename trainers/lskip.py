@@ -13,6 +13,7 @@ under the other. Only OpenAI's module names are used, so this file works on the 
 
 import mmap
 import os
+import random
 import tempfile
 import time
 from contextlib import AbstractContextManager, contextmanager
@@ -282,9 +283,14 @@ class LayerCache:
     @contextmanager
     def seeded(self, view):
         """Random numbers of this view's own; the global generators are as before when it is left."""
+        seed, before = self.seed * 100_003 + view, random.getstate()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 100_003 + view)
-            yield
+            torch.manual_seed(seed)
+            random.seed(seed)  # Dassl's random_translation draws from Python's
+            try:
+                yield
+            finally:
+                random.setstate(before)
 
     def prepare(self, view):
         """Let the workers decode and augment the view's first images while training runs."""
