@@ -8,7 +8,7 @@ import csv
 import hashlib
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -100,19 +100,22 @@ def folder_rows(source):
 
 
 def _class_rows(source, top, part):
-    rows, empty = [], []
+    rows, empty, others = [], [], Counter()
     for name in class_folders(top):
-        files = find_pictures(top / name)
-        rows += [Row(file.relative_to(source).as_posix(), name, part) for file in files]
-        if not files:
-            empty.append(name)
+        files = sorted(visible_files(top / name))
+        pictures = [path for path in files if is_picture(path)]
+        rows += [Row(path.relative_to(source).as_posix(), name, part) for path in pictures]
+        empty += [] if pictures else [name]
+        others.update(path.suffix.lower() for path in files if not is_picture(path))
     if not rows:
         raise UserError(f"{top} has no class folders with pictures ({', '.join(PICTURES)}): make one folder per class")
-    loose = sum(is_picture(entry) for entry in top.iterdir())
-    if loose:
+    if loose := sum(map(is_picture, top.iterdir())):
         print(f"Left out: {loose} pictures that lie in {top} itself, in no class folder")
     if empty:
         print(f"Left out: {len(empty)} folders of {top} without a picture ({', '.join(empty)})")
+    if others:
+        kinds = ", ".join(f"{number} {suffix or 'without an extension'}" for suffix, number in others.most_common())
+        print(f"Left out: files in {top} that are no pictures by their extension ({kinds})")
     return rows
 
 
@@ -122,18 +125,23 @@ def is_picture(path):
 
 
 def find_pictures(folder):
-    """Paths of all pictures in `folder` and the folders below, sorted. Links are followed, each folder once."""
-    found, seen = [], set()
+    """Paths of all pictures in `folder` and the folders below, sorted."""
+    return sorted(filter(is_picture, visible_files(folder)))
+
+
+def visible_files(folder):
+    """Paths of all files in `folder` and the folders below but hidden ones; links are followed, each folder once."""
+    seen = set()
 
     def refuse(error):
         raise UserError(f"Can't list {error.filename} ({error.strerror}); make it readable or take it away") from error
 
     for base, below, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(base)
-        below[:] = [] if real in seen else [name for name in below if not name.startswith(".")]
-        found += [Path(base, name) for name in files if real not in seen]
+        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(base, name) for name in files if not name.startswith("."))
         seen.add(real)
-    return sorted(filter(is_picture, found))
 
 
 def csv_rows(source):
@@ -160,6 +168,8 @@ def csv_rows(source):
         rows.append(Row(path, folder, PART_NAMES[part.lower()]))
     if not rows:
         raise UserError(f"{source} lists no pictures")
+    if len({row.part == "" for row in rows}) > 1:
+        raise UserError(f"{source} names a split for some pictures only: name one for all, or for none")
     return rows
 
 
@@ -173,7 +183,9 @@ def class_names(folders, names_file=""):
         raise UserError(f'{names_file} must hold lines "folder: name", not a list')
     if unknown := sorted(set(given) - set(folders)):
         raise UserError(f"{names_file} names a class {unknown[0]!r}, do you mean {nearest(unknown[0], folders)!r}?")
-    names = {folder: given.get(folder) or " ".join(re.split(r"[\s_-]+", folder)).strip() for folder in folders}
+    names = {
+        folder: given.get(folder) or " ".join(re.split(r"[\s_-]+", folder)).strip() or folder for folder in folders
+    }
     by_name = defaultdict(list)
     for folder in sorted(names):
         by_name[names[folder].casefold()].append(folder)
@@ -213,13 +225,13 @@ def make_split(rows, image_dir):
         if wrong:
             print(wrong)
     unreadable = [row.path for row, (_, wrong) in found if wrong]
-    folders = sorted({row.folder for row in rows})
+    labels = {folder: label for label, folder in enumerate(sorted({row.folder for row in rows}))}
     rows = [(row, digest) for row, (digest, wrong) in found if not wrong]
-    if lost := sorted(set(folders) - {row.folder for row, _ in rows}):
+    if lost := sorted(set(labels) - {row.folder for row, _ in rows}):
         raise UserError(f"No picture of the class {lost[0]!r} decodes: replace them, or take the class away")
     if not any(row.part == "test" for row, _ in rows):
         rows = draw_test(rows)
-    split = {part: [[r.path, folders.index(r.folder), r.folder] for r, _ in rows if r.part == part] for part in PARTS}
+    split = {part: [[r.path, labels[r.folder], r.folder] for r, _ in rows if r.part == part] for part in PARTS}
     by_content = defaultdict(list)
     for row, digest in rows:
         by_content[digest].append(row)
@@ -301,7 +313,10 @@ def report(stored, path):
     """Say where the split is and what is wrong with the pictures; the whole lists are in the file."""
     print(f"Split: {', '.join(f'{len(stored[part]):,} {part}' for part in PARTS)} pictures, kept in {path}")
     if stored["unreadable"]:
-        print(f"Left out: {len(stored['unreadable'])} pictures that don't decode ({_some(stored['unreadable'])})")
+        names = _some(stored["unreadable"])
+        print(
+            f"Left out: {len(stored['unreadable'])} pictures that don't decode ({names}); once replaced, delete {path}"
+        )
     if stored["copies"]:
         print(
             f"Warning: {len(stored['copies'])} pictures are there more than once, across train, val and test or across "

@@ -180,13 +180,16 @@ def test_nested_folders_links_and_upper_case_extensions_count_hidden_and_other_f
     assert dataset.classnames == ["cat", "dog"]
 
 
-def test_empty_folders_and_pictures_outside_class_folders_are_left_out_and_named(pics, build, capsys):
+def test_empty_folders_other_files_and_pictures_outside_class_folders_are_left_out_and_named(pics, build, capsys):
     fill(pics, "cat", "dog")
     (pics / "unsorted").mkdir()
     picture(pics / "loose.png")
+    for path in ("cat/1.HEIC", "dog/2.heic", "dog/notes.txt"):
+        (pics / path).touch()
     assert build().classnames == ["cat", "dog"]
     out = capsys.readouterr().out
     assert "without a picture (unsorted)" in out and "1 pictures that lie in" in out
+    assert "no pictures by their extension (2 .heic, 1 .txt)" in out
 
 
 # ---- class names -------------------------------------------------------------------------------------------
@@ -471,11 +474,12 @@ def test_a_class_with_fewer_pictures_than_shots_is_named(pics, build):
         ("path,label\nx/0.png,a\nx/9.png,b\n", "line 3: no picture at .*x/9.png"),
         ("path,label\nx/0.png,\n", "line 2: no label"),
         ("path,label\nx/0.png,a\nx/0.png,b\n", "line 3: x/0.png for the second time"),
+        ("path,label,split\nx/0.png,a,test\nx/1.png,a,\n", "names a split for some pictures only"),
         ("path,label,split\nx/0.png,a,dev\n", 'line 2: split "dev" is not train, val or test'),
     ],
 )
 def test_a_csv_file_that_cannot_be_used_is_refused_with_its_line(text, message, pics, build):
-    fill(pics, "x", number=1)
+    fill(pics, "x", number=2)
     (pics / "list.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         build(pics / "list.csv")
