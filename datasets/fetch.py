@@ -14,98 +14,22 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-import yaml
 from tqdm import tqdm
 
-import datasets
-from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, nearest, read_json, write_atomic
-from dassl.utils.archives import is_archive, unpack
-from dassl.utils.download import DownloadError, alone, download_file, file_hash, settle_part
+from dassl.utils import UserError, write_atomic
+from dassl.utils.archives import unpack
+from dassl.utils.download import DownloadError, alone, download_file, settle_part
 
+from . import sources
 from .imagenet import class_folders, image_names
-from .published import CLASSNAMES, PUBLISHED, lines_hash, picks_hash
-from .splits import read_split, select_shots, split_hash
+from .published import PUBLISHED, lines_hash
+from .sources import archive_fault, eligible, file_fault, is_nested, job_of, link, name_of, published_hash
 
 LARGE = 1_000_000_000  # bytes; more is not downloaded unasked
 KINDS = ("mirror", "official", "drive")
-DRIVE_URL = "https://drive.google.com/uc?export=download&id="
-
-
-@cache
-def catalogue():
-    """sources.yaml as {"files": ..., "datasets": ...}, with the names of hosts filled in."""
-    text = Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8")
-    for host, url in yaml.safe_load(text)["hosts"].items():
-        text = text.replace(f"{{{host}}}", url)
-    return yaml.safe_load(text)
-
-
-class Job(NamedTuple):
-    """One dataset to fetch."""
-
-    name: str  # as in configs/datasets
-    entry: dict  # of the catalogue
-    folder: Path
-
-    @property
-    def title(self):
-        return self.entry["name"]
-
-    @property
-    def work(self):
-        return self.folder / ".fetch"
-
-    def missing(self):
-        """Names of files and image folders that are not there yet, or are one folder too deep."""
-        files = [name for name in self.entry["files"] if not (self.folder / name).is_file()]
-        images = [name for name in self.entry["images"] if not (self.folder / name).exists()]
-        nested = [name for name in self.entry["images"] if is_nested(self.folder / name)]
-        return files + images + nested
-
-    def lacks_images(self):
-        return bool(set(self.missing()) & set(self.entry["images"]))
-
-    def size(self, kind):
-        """Bytes to download, roughly where no size was published (photographs don't shrink in an archive)."""
-        sources = eligible(self.entry["sources"], kind)
-        if not sources or not self.lacks_images():
-            return 0
-        sizes = [archive.get("size") for archive in sources[0][1]]
-        return sum(sizes) if all(sizes) else self.entry["unpacked"]
-
-    def unpacked(self):
-        """Bytes that unpacking will take, roughly; 0 for ImageNet while the user hasn't downloaded it."""
-        waiting = [name for name in self.entry.get("archives", []) if not (self.folder / name).is_file()]
-        return self.entry["unpacked"] if self.lacks_images() and not waiting else 0
-
-
-def job_of(name, root):
-    """The job for one name: that of a YAML file, a registered class or a folder. Raises UserError."""
-    known = {key: key for key in catalogue()["datasets"]}
-    for key, entry in catalogue()["datasets"].items():
-        cls = DATASET_REGISTRY.get(entry["name"])
-        known |= dict.fromkeys((alias.lower() for alias in (entry["name"], cls.dataset_dir, *cls.aliases)), key)
-    if name.lower() not in known:
-        if name in datasets.__all__:
-            raise UserError(f"{name} needs no download")
-        raise UserError(f'no dataset "{name}" (do you mean "{nearest(name, known)}"?); --list shows all')
-    key = known[name.lower()]
-    entry = catalogue()["datasets"][key]
-    cls = DATASET_REGISTRY.get(entry["name"])
-    folders = [root / folder for folder in (cls.dataset_dir, *cls.aliases)]
-    return Job(key, entry, next((folder for folder in folders if folder.is_dir()), folders[0]))
-
-
-def eligible(sources, kind):
-    """[(kind of source, its content)] of the kind asked for (None: of all), in order."""
-    pairs = [next(iter(source.items())) for source in sources]
-    return [pair for pair in pairs if kind in (None, pair[0])]
 
 
 # ---- one dataset -------------------------------------------------------------------------------------------
@@ -124,15 +48,18 @@ def fetch(job, kind):
         if job.lacks_images():
             first_that_works(job.entry["sources"], kind, lambda archives: fetch_images(archives, job))
         if job.missing():
-            raise UserError(f"there is still no {', '.join(job.missing())}: {by_hand(job)}")
+            raise UserError(
+                f"there is still no {', '.join(job.missing())}: run again later, or download what --dry-run shows "
+                f"into {job.folder} with a browser, and run again"
+            )
         shutil.rmtree(job.work, ignore_errors=True)  # another run, which was first, may have done it
     command = f"python -m datasets.doctor {job.name} --root {shlex.quote(str(job.folder.parent))}"
     print(f"{job.title} is in {job.folder}. To check every file: {command}")
 
 
-def first_that_works(sources, kind, attempt):
+def first_that_works(choices, kind, attempt):
     """Try sources in order until `attempt(content)` raises no UserError; each failure is reported. -> success"""
-    pairs = eligible(sources, kind)
+    pairs = eligible(choices, kind)
     if not pairs:
         print(f"no source is of the kind {kind}", file=sys.stderr)
     for name, content in pairs:
@@ -140,29 +67,8 @@ def first_that_works(sources, kind, attempt):
             attempt(content)
             return True
         except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"The {name} source failed: {error}", file=sys.stderr)
     return False
-
-
-def by_hand(job):
-    """What a user can do whom no source serves."""
-    ways = []
-    for name in set(job.missing()) & set(job.entry["files"]):
-        sources = eligible(catalogue()["files"][name]["sources"], None)
-        ways.append(f"{name} from {' or '.join(link(as_archive(place)) for _, place in sources)}")
-    if job.lacks_images():
-        sources = eligible(job.entry["sources"], None)
-        ways.append(f"the images from {' or '.join(' with '.join(map(link, archives)) for _, archives in sources)}")
-    return f"run again later, or download into {job.folder} by hand, and run again: {'; '.join(ways)}"
-
-
-def as_archive(place):
-    """{"url": ...} or, of a Google Drive id, {"id": ...}."""
-    return {"url" if "/" in place else "id": place}
-
-
-def link(archive):
-    return archive.get("url") or DRIVE_URL + archive["id"]
 
 
 def fetch_file(name, job, kind):
@@ -173,55 +79,18 @@ def fetch_file(name, job, kind):
         return file_fault(name, path, job.name)
 
     def attempt(place):
-        if name == "classnames.txt" and place.endswith(".json"):
-            download_file(place, job.work / "index.json", index_fault)
-            write_atomic(fetched, "\n".join([*names_of_index(job.work / "index.json"), ""]).encode())
+        if name == "classnames.txt" and link(place).endswith(".json"):
+            from_anywhere(place, job.work / "index.json", sources.index_fault)
+            lines = sources.names_of_index(job.work / "index.json")
+            write_atomic(fetched, "\n".join([*lines, ""]).encode())
         else:
-            from_anywhere(as_archive(place), fetched, fault)
+            from_anywhere(place, fetched, fault)
         fetched.rename(target)
 
     if not target.is_file():
-        first_that_works(catalogue()["files"][name]["sources"], kind, attempt)
+        first_that_works(sources.catalogue()["files"][name]["sources"], kind, attempt)
     elif fault(target):
         raise UserError(f"{target} {fault(target)}: move it away and run again")
-
-
-def names_of_index(path):
-    """The lines of classnames.txt from a few-shot index, which has a training image of every class."""
-    rows = read_json(path)["train"]["data"]
-    names = {row["impath"].split("/")[-2]: row["classname"] for row in rows}
-    return [f"{wnid} {name}" for wnid, name in sorted(names.items())]
-
-
-def index_fault(path):
-    try:
-        right = lines_hash(names_of_index(path)) == CLASSNAMES
-    except (LookupError, TypeError, ValueError):
-        right = False
-    return None if right else "does not hold the published class names"
-
-
-def file_fault(name, path, dataset):
-    """What is wrong with the small file `name` at `path`, or None; `dataset` tells which split it should be."""
-    try:
-        if name == "classnames.txt":
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            right = lines_hash(line for line in lines if line) == CLASSNAMES
-        elif name.endswith(".json"):
-            right = is_published(read_split(path), PUBLISHED[dataset])
-        else:
-            right = file_hash(path) == catalogue()["files"][name]["sha256"]
-    except (UserError, ValueError):
-        right = False
-    return None if right else f"is not the published {name}"
-
-
-def is_published(split, published):
-    """By the hash of the content; of two splits only the numbers of images and some few-shot picks are known."""
-    if published.split:
-        return split_hash(split) == published.split
-    sizes = {part: len(items) for part, items in split.items()}
-    return sizes == published.images and picks_hash(select_shots(split, shots=16, seed=1)) == published.picks
 
 
 def from_anywhere(source, target, fault):
@@ -233,7 +102,7 @@ def from_anywhere(source, target, fault):
         import gdown
     except ImportError:
         try:
-            return download_file(DRIVE_URL + source["id"], target, fault)
+            return download_file(link(source), target, fault)
         except DownloadError as error:
             raise DownloadError(f"{error}; for Google Drive's pages: pip install gdown, and run again") from error
     fetched = target.with_name(f"{target.name}.drive")  # gdown keeps its own unfinished files beside it
@@ -261,14 +130,14 @@ def fetch_images(archives, job):
             raise UserError(f"the archives hold no {' and '.join(job.entry['images'])}, but {found}")
     except UserError:
         for archive, path in zip(archives, paths, strict=True):
-            if path.parent == job.work and not published_hash(archive):
+            if job.work in path.parents and not published_hash(archive):
                 path.unlink()  # nothing says that the next download would be the same
         raise
 
 
 def fetch_archive(archive, job):
     """The path of a verified archive: one that the user has put into the dataset's folder, or a download."""
-    name = archive.get("name") or archive["url"].rsplit("/", 1)[1]
+    name = name_of(archive)
     own = job.folder / name
     if own.is_file():
         wrong = archive_fault(archive, own)
@@ -277,28 +146,11 @@ def fetch_archive(archive, job):
         print(f"{own} {wrong}: not used", file=sys.stderr)
     # other bytes under the same name must not go on where these broke off
     identity = published_hash(archive) or ("", hashlib.sha256(link(archive).encode()).hexdigest())
-    target = job.work / f"{identity[1][:8]}-{name}"
+    target = job.work / identity[1][:8] / name
+    target.parent.mkdir(exist_ok=True)
     if not target.is_file():
         from_anywhere(archive, target, lambda path: archive_fault(archive, path))
     return target
-
-
-def published_hash(archive):
-    """(algorithm, hex digest), or None."""
-    return next(((name, archive[name]) for name in ("sha256", "md5") if name in archive), None)
-
-
-def archive_fault(archive, path):
-    """What is wrong with the file at `path`, or None; without a published hash any archive will do."""
-    size = path.stat().st_size
-    if size != archive.get("size", size):
-        return f"has {size:,} bytes instead of {archive['size']:,}"
-    if not published_hash(archive):
-        return None if is_archive(path) else "is no archive"
-    algorithm, expected = published_hash(archive)
-    print(f"Checking the {algorithm.upper()} of {path.name}")
-    found = file_hash(path, algorithm)
-    return None if found == expected else f"has the wrong {algorithm.upper()} {found}"
 
 
 def fresh_folder(path):
@@ -342,13 +194,6 @@ def find_home(tree, images):
     return None
 
 
-def is_nested(folder):
-    """Whether `folder` holds nothing but a folder of the same name."""
-    if not (folder / folder.name).is_dir():
-        return False
-    return len(list(islice((e for e in os.scandir(folder) if not e.name.startswith(".")), 2))) == 1
-
-
 def flatten(folder):
     while is_nested(folder):
         outer = folder.with_name(f"{folder.name}-outer")
@@ -378,7 +223,7 @@ def prepare_imagenet(job, kind):
     faults = imagenet_faults(images)
     if faults:
         print(IMAGENET_STEPS.format(folder=job.folder, root=shlex.quote(str(job.folder.parent))))
-        raise UserError(f"ImageNet is not complete: {'; '.join(faults)}")
+        raise UserError(f"it is not complete: {'; '.join(faults)}")
 
 
 IMAGENET_STEPS = """\
@@ -438,7 +283,7 @@ def parse(argv):
     parser.add_argument(
         "--root",
         type=Path,
-        default=Path(os.environ.get("DATA", "data")),
+        default=Path(os.environ.get("DATA") or "data"),
         help="folder of all datasets (default: $DATA, else ./data)",
     )
     parser.add_argument("--source", choices=KINDS, help="use only this kind of source (default: all, in order)")
@@ -455,7 +300,7 @@ def parse(argv):
 
 def run(args):
     root = args.root.expanduser().absolute()
-    names = args.datasets if args.datasets and "all" not in args.datasets else catalogue()["datasets"]
+    names = args.datasets if args.datasets and "all" not in args.datasets else sources.catalogue()["datasets"]
     jobs = list({job.name: job for job in (job_of(name, root) for name in names)}.values())
     if args.list:
         return show_list(jobs, args.source)
@@ -495,20 +340,23 @@ def describe(job, kind, details):
     if not lacking:
         print(f"{job.title}: already in {job.folder}")
         return
-    size = job.size(kind)
-    print(
-        f"{job.title}: {gigabytes(size)} to download into {job.folder}, "
-        f"about {gigabytes(job.entry['unpacked'])} unpacked. Licence: {job.entry['licence']}"
-    )
+    download = f"{gigabytes(job.size(kind))} to download" if job.entry["sources"] else "to be downloaded by hand"
+    room = gigabytes(job.entry["unpacked"])
+    print(f"{job.title}: {download}, about {room} unpacked in {job.folder}. Licence: {job.entry['licence']}")
     if details:
-        for name in job.entry["files"]:
-            for source, place in eligible(catalogue()["files"][name]["sources"], kind):
-                print(f"  {name} from {source}: {place}")
-        for source, archives in eligible(job.entry.get("sources", []), kind):
-            for archive in archives:
-                known = next((a.upper() for a in ("sha256", "md5") if a in archive), "no published hash")
-                size = gigabytes(archive["size"]) if "size" in archive else "size unknown"
-                print(f"  images from {source}: {archive.get('url') or archive['id']} ({size}, {known})")
+        show_sources(job, kind)
+
+
+def show_sources(job, kind):
+    """All links for what is missing, in the order in which they are tried."""
+    for name in set(job.missing()) & set(job.entry["files"]):
+        for source, place in eligible(sources.catalogue()["files"][name]["sources"], kind):
+            print(f"  {name} from {source}: {link(place)}")
+    for source, archives in eligible(job.entry["sources"], kind) if job.lacks_images() else []:
+        for archive in archives:
+            algorithm, _ = published_hash(archive) or ("no published hash", "")
+            size = gigabytes(archive["size"]) if "size" in archive else "size unknown"
+            print(f"  {name_of(archive)} from {source}: {link(archive)} ({size}, {algorithm})")
 
 
 def check_disk(jobs, kind):

@@ -4,13 +4,13 @@ import errno
 import hashlib
 import os
 import re
+import socket
 import ssl
 import time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from urllib.error import URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
@@ -51,9 +51,9 @@ def download_file(url, target, fault):
             failures = 1 if part.exists() and part.stat().st_size > size else failures + 1
             pause = _pause(error, failures)
             if failures == TRIES or not _may_pass(error) or pause > LONGEST_WAIT:
-                wish = f" (it asks to be left alone for {pause:.0f} s)" if pause > LONGEST_WAIT else ""
+                wish = f", it asks to be left alone for {pause:.0f} s" if pause > LONGEST_WAIT else ""
                 advice = "run again to go on where it stopped"
-                raise DownloadError(f"can't download {url} to {part}: {error}{wish}; {advice}") from error
+                raise DownloadError(f"can't download {url} ({error}{wish}): {advice}") from error
             time.sleep(pause)
     settle_part(part, target, fault, url)
 
@@ -126,7 +126,9 @@ def _pause(error, failures):
 
 def _may_pass(error):
     """Whether another try can help: not against a wrong address (most 4xx), a bad certificate, a full disk."""
-    if isinstance(error, URLError) and isinstance(error.reason, ssl.SSLCertVerificationError):
+    reason = getattr(error, "reason", None)  # of a URLError
+    unknown_host = isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME
+    if unknown_host or isinstance(reason, ssl.SSLCertVerificationError):
         return False
     hopeless = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
     code = getattr(error, "code", 500)

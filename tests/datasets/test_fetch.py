@@ -21,7 +21,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError
 from dassl.utils import download as downloader
 from dassl.utils.download import download_file, part_of
-from datasets import fetch
+from datasets import fetch, sources
 from datasets.published import Published, lines_hash, picks_hash
 from datasets.splits import read_split, select_shots, split_hash
 
@@ -127,12 +127,12 @@ def world(server, tmp_path, monkeypatch):
         "images": {"2750": ["EuroSAT_RGB"]},
         "sources": [{"official": [{"url": server.put("EuroSAT.zip", archive)} | hashes(archive, "sha256", "md5")]}],
     }
-    split_file = {"sources": [{"mirror": server.put("split.json", split)}]}
+    split_file = {"sources": [{"mirror": {"url": server.put("split.json", split)}}]}
     facts = Published(1, {"train": 1, "val": 1, "test": 1}, split_hash(read_split(tmp_path / "made.json")))
-    monkeypatch.setitem(fetch.PUBLISHED, "eurosat", facts)
+    monkeypatch.setitem(sources.PUBLISHED, "eurosat", facts)
     catalogue = {"datasets": {"eurosat": eurosat}, "files": {"split_zhou_EuroSAT.json": split_file}}
-    monkeypatch.setattr(fetch, "catalogue", lambda: catalogue)
-    monkeypatch.setattr(fetch, "DRIVE_URL", f"{server.base}/drive-")
+    monkeypatch.setattr(sources, "catalogue", lambda: catalogue)
+    monkeypatch.setattr(sources, "DRIVE_URL", f"{server.base}/drive-")
     root = tmp_path / "data"
     return types.SimpleNamespace(
         server=server, archive=archive, entry=eurosat, split_file=split_file, catalogue=catalogue, root=root,
@@ -300,7 +300,7 @@ def test_no_name_is_a_usage_error(world, capsys):
 def test_a_dry_run_shows_everything_and_touches_nothing(world, capsys):
     assert run(world, "eurosat", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert f"images from official: {world.server.base}/EuroSAT.zip" in out and "SHA256" in out
+    assert f"EuroSAT.zip from official: {world.server.base}/EuroSAT.zip" in out and "sha256" in out
     assert f"split_zhou_EuroSAT.json from mirror: {world.server.base}/split.json" in out
     assert world.server.log == [] and not world.root.exists()
 
@@ -338,8 +338,7 @@ def test_when_nothing_works_the_error_says_what_to_do_by_hand(world, capsys):
     assert run(world, "eurosat") == 1
     err = capsys.readouterr().err
     lacking = "EuroSAT: there is still no split_zhou_EuroSAT.json, 2750"
-    assert f"{lacking}: run again later, or download into {world.folder} by hand" in err
-    assert f"the images from {world.server.base}/EuroSAT.zip" in err
+    assert f"{lacking}: run again later, or download what --dry-run shows into {world.folder} with a browser" in err
     assert "Error: not complete: EuroSAT" in err
 
 
@@ -427,7 +426,7 @@ def test_the_hub_can_be_another_host(world, monkeypatch):
 
 def test_another_split_under_the_official_name_is_refused_by_every_source(world, capsys):
     other = SPLIT | {"val": [["River/River_2.jpg", 0, "River"]]}
-    world.split_file["sources"][:0] = [{"drive": "some-id"}]
+    world.split_file["sources"][:0] = [{"drive": {"id": "some-id"}}]
     world.server.put("drive-some-id", json.dumps(other).encode())
     assert run(world, "eurosat") == 0
     assert "is not the published split_zhou_EuroSAT.json" in capsys.readouterr().err
@@ -456,9 +455,9 @@ def test_splits_without_a_published_hash_are_known_by_numbers_and_picks(tmp_path
 
     rows = [[f"a/{n}.jpg", 0, "a"] for n in range(20)]
     facts = Published(1, {"train": 20, "val": 5, "test": 3}, picks=picks_hash(select_shots(split(rows, 3), 16, 1)))
-    assert fetch.is_published(split(rows, 3), facts)
-    assert not fetch.is_published(split(rows, 4), facts)
-    assert not fetch.is_published(split(rows[::-1], 3), facts)
+    assert sources.is_published(split(rows, 3), facts)
+    assert not sources.is_published(split(rows, 4), facts)
+    assert not sources.is_published(split(rows[::-1], 3), facts)
 
 
 def test_a_real_split_file_is_recognised():
@@ -466,18 +465,20 @@ def test_a_real_split_file_is_recognised():
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/splits")
     dtd, pets = "split_zhou_DescribableTextures.json", "split_zhou_OxfordPets.json"
-    assert fetch.file_fault(dtd, folder / dtd, "dtd") is None
-    assert fetch.file_fault(dtd, folder / pets, "dtd") == f"is not the published {dtd}"
+    assert sources.file_fault(dtd, folder / dtd, "dtd") is None
+    assert sources.file_fault(dtd, folder / pets, "dtd") == f"is not the published {dtd}"
 
 
 def test_class_names_are_read_from_a_few_shot_index(world, monkeypatch, capsys):
     names = {"n01443537": "goldfish", "n01440764": "tench"}
     rows = [{"impath": f"./x/train/{wnid}/1.JPEG", "classname": name} for wnid, name in names.items()]
     lines = ["n01440764 tench", "n01443537 goldfish"]
-    monkeypatch.setattr(fetch, "CLASSNAMES", lines_hash(lines))
+    monkeypatch.setattr(sources, "CLASSNAMES", lines_hash(lines))
     index = world.server.put("index.json", json.dumps({"train": {"data": rows}}).encode())
     other = world.server.put("other.json", b"[1]")
-    world.catalogue["files"]["classnames.txt"] = {"sources": [{"drive": "gone"}, {"mirror": other}, {"mirror": index}]}
+    world.catalogue["files"]["classnames.txt"] = {
+        "sources": [{"drive": {"id": "gone"}}, {"mirror": {"url": other}}, {"mirror": {"url": index}}]
+    }
     world.entry["files"].append("classnames.txt")
     assert run(world, "eurosat") == 0
     assert (world.folder / "classnames.txt").read_text().splitlines() == lines
@@ -492,7 +493,7 @@ def test_without_gdown_a_drive_page_is_answered_with_how_to_get_it(world, monkey
     world.entry["sources"] = [{"drive": [{"id": "big", "name": "EuroSAT.zip"}]}]
     world.server.put("drive-big", PAGE)
     assert run(world, "eurosat") == 1
-    assert re.search("drive: .*web page.*Quota exceeded.*pip install gdown", capsys.readouterr().err)
+    assert re.search("drive source failed: .*web page.*Quota exceeded.*pip install gdown", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("outcome", ["works", "returns None", "raises", "page"])
@@ -617,9 +618,9 @@ def imagenet(world, monkeypatch):
     world.catalogue["datasets"]["imagenet"] = entry
     world.catalogue["files"]["valprep.sh"] = {
         "sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        "sources": [{"official": world.server.put("valprep.sh", listing.encode())}],
+        "sources": [{"official": {"url": world.server.put("valprep.sh", listing.encode())}}],
     }
-    monkeypatch.setitem(fetch.PUBLISHED, "imagenet", Published(20, {"train": 20, "val": 20}, ids=lines_hash(WNIDS)))
+    monkeypatch.setitem(sources.PUBLISHED, "imagenet", Published(20, {"train": 20, "val": 20}, ids=lines_hash(WNIDS)))
     folder = world.root / "imagenet"
     folder.mkdir(parents=True)
     archives = {"ILSVRC2012_img_train.tar": train, "ILSVRC2012_img_val.tar": val}
@@ -671,43 +672,48 @@ def test_a_broken_imagenet_archive_and_missing_images_are_named(imagenet, capsys
 
 
 def test_the_catalogue_has_the_fifteen_datasets_with_the_folders_and_files_of_their_loaders():
-    entries = fetch.catalogue()["datasets"]
+    entries = sources.catalogue()["datasets"]
     configs = {path.stem for path in (Path(fetch.__file__).parents[1] / "configs/datasets").glob("*.yaml")}
     assert len(entries) == 15 and set(entries) <= configs
     for entry in entries.values():
         cls = DATASET_REGISTRY.get(entry["name"])
         assert [cls.split_file] == [name for name in entry["files"] if name.startswith("split")] or not cls.split_file
         assert cls.image_dir in (*entry["images"], *(name.split("/")[0] for name in entry["images"]), ".")
-        assert entry["licence"] and entry["unpacked"] > 1e7 and set(entry["files"]) <= set(fetch.catalogue()["files"])
+        assert entry["licence"] and entry["unpacked"] > 1e7 and set(entry["files"]) <= set(sources.catalogue()["files"])
 
 
-def sources():
-    for entry in fetch.catalogue()["datasets"].values():
+def all_sources():
+    for entry in sources.catalogue()["datasets"].values():
         for source in entry["sources"]:
-            yield source
-    for entry in fetch.catalogue()["files"].values():
+            ((kind, archives),) = source.items()
+            yield from ((kind, archive) for archive in archives)
+    for entry in sources.catalogue()["files"].values():
         for source in entry["sources"]:
-            kind, place = next(iter(source.items()))
-            yield {kind: [{"url" if "/" in place else "id": place, "name": ""}]}
+            ((kind, place),) = source.items()
+            yield kind, place
 
 
 def test_every_source_is_of_a_known_kind_with_an_https_address_or_a_drive_id():
-    for source in sources():
-        ((kind, archives),) = source.items()
-        assert kind in fetch.KINDS
-        for archive in archives:
-            assert set(archive) <= {"url", "id", "name", "size", "md5", "sha256"}
-            if kind == "drive":
-                assert re.fullmatch(r"[\w-]{33}", archive["id"]) and "name" in archive
-            else:
-                parts = urlparse(archive["url"])
-                assert parts.scheme == "https" and parts.path.rsplit("/", 1)[1] and "{" not in archive["url"]
+    for kind, archive in all_sources():
+        assert kind in fetch.KINDS and set(archive) <= {"url", "id", "name", "size", "md5", "sha256"}
+        assert ("id" in archive) == (kind == "drive") != ("url" in archive)
+        if kind == "drive":
+            assert re.fullmatch(r"[\w-]{33}", archive["id"])
+        else:
+            parts = urlparse(archive["url"])
+            assert parts.scheme == "https" and parts.path.rsplit("/", 1)[1] and "{" not in archive["url"]
+
+
+def test_every_archive_has_a_name_and_every_dataset_without_archives_of_ones_own_has_sources():
+    for entry in sources.catalogue()["datasets"].values():
+        assert bool(entry["sources"]) != ("archives" in entry)
+        assert all(sources.name_of(archive) for source in entry["sources"] for (archive, *_) in source.values())
 
 
 def test_hashes_and_sizes_are_well_formed():
-    catalogue = fetch.catalogue()
-    described = [archive for source in sources() for archives in source.values() for archive in archives]
-    described += [*catalogue["files"].values(), *catalogue["datasets"]["imagenet"]["archives"].values()]
+    described = [archive for _, archive in all_sources()]
+    described += sources.catalogue()["files"].values()
+    described += sources.catalogue()["datasets"]["imagenet"]["archives"].values()
     lengths = {"md5": 32, "sha256": 64}
     for facts in described:
         for name in lengths.keys() & facts.keys():
