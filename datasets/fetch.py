@@ -46,7 +46,7 @@ def fetch(job, kind):
         elif job.lacks_images():
             settle(job.folder, job)  # what the user has unpacked may only need another name
         if job.lacks_images():
-            first_that_works(job.entry["sources"], kind, lambda archives: fetch_images(archives, job))
+            first_that_works(job.sources(kind), lambda archives: fetch_images(archives, job))
         if job.missing():
             raise UserError(
                 f"there is still no {', '.join(job.missing())}: run again later, or download what --dry-run shows "
@@ -57,18 +57,15 @@ def fetch(job, kind):
     print(f"{job.title} is in {job.folder}. To check every file: {command}")
 
 
-def first_that_works(choices, kind, attempt):
-    """Try sources in order until `attempt(content)` raises no UserError; each failure is reported. -> success"""
-    pairs = eligible(choices, kind)
-    if not pairs:
-        print(f"no source is of the kind {kind}", file=sys.stderr)
-    for name, content in pairs:
+def first_that_works(choices, attempt):
+    """Try (kind of source, content) in order until `attempt(content)` raises no UserError; print each failure."""
+    if not choices:
+        print("there is no source of this kind", file=sys.stderr)
+    for name, content in choices:
         try:
-            attempt(content)
-            return True
+            return attempt(content)
         except UserError as error:
             print(f"The {name} source failed: {error}", file=sys.stderr)
-    return False
 
 
 def fetch_file(name, job, kind):
@@ -88,7 +85,7 @@ def fetch_file(name, job, kind):
         fetched.rename(target)
 
     if not target.is_file():
-        first_that_works(sources.catalogue()["files"][name]["sources"], kind, attempt)
+        first_that_works(eligible(sources.catalogue()["files"][name]["sources"], kind), attempt)
     elif fault(target):
         raise UserError(f"{target} {fault(target)}: move it away and run again")
 
@@ -352,7 +349,7 @@ def show_sources(job, kind):
     for name in set(job.missing()) & set(job.entry["files"]):
         for source, place in eligible(sources.catalogue()["files"][name]["sources"], kind):
             print(f"  {name} from {source}: {link(place)}")
-    for source, archives in eligible(job.entry["sources"], kind) if job.lacks_images() else []:
+    for source, archives in job.sources(kind) if job.lacks_images() else []:
         for archive in archives:
             algorithm, _ = published_hash(archive) or ("no published hash", "")
             size = gigabytes(archive["size"]) if "size" in archive else "size unknown"
@@ -361,15 +358,17 @@ def show_sources(job, kind):
 
 def check_disk(jobs, kind):
     """Raise UserError unless each disk has room for all that is unpacked on it and the largest download."""
-    unpacked, largest, places = Counter(), Counter(), {}
+    unpacked, largest, begun, places = Counter(), Counter(), Counter(), {}
     for job in jobs:
         place = next(folder for folder in (job.folder, *job.folder.parents) if folder.exists())
         disk = place.stat().st_dev
         places[disk] = place
         unpacked[disk] += job.unpacked()
         largest[disk] = max(largest[disk], job.size(kind))
+        begun[disk] += job.begun()
     for disk, place in places.items():
-        needed, free = unpacked[disk] + largest[disk], shutil.disk_usage(place).free
+        needed = max(0, unpacked[disk] + largest[disk] - begun[disk])
+        free = shutil.disk_usage(place).free
         if free < needed:
             raise UserError(
                 f"{place} has {gigabytes(free)} free, and {gigabytes(needed)} are needed (archives and images): "
@@ -383,7 +382,11 @@ def confirm(size, yes):
         return
     if not sys.stdin.isatty():
         raise UserError(f"{gigabytes(size)} to download: add --yes to agree")
-    if input(f"Download {gigabytes(size)}? [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input(f"Download {gigabytes(size)}? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise UserError("nothing downloaded")
 
 

@@ -54,13 +54,24 @@ class Job(NamedTuple):
     def lacks_images(self):
         return bool(set(self.missing()) & set(self.entry["images"]))
 
+    def sources(self, kind):
+        """Eligible sources of the images; before the others those whose archives the user has put into the folder."""
+        return sorted(eligible(self.entry["sources"], kind), key=lambda pair: not self.by_hand(pair[1]))
+
+    def by_hand(self, archives):
+        return all((self.folder / name_of(archive)).is_file() for archive in archives)
+
     def size(self, kind):
         """Bytes to download, roughly where no size was published (photographs don't shrink in an archive)."""
-        sources = eligible(self.entry["sources"], kind)
-        if not sources or not self.lacks_images():
+        sources = self.sources(kind)
+        if not sources or not self.lacks_images() or self.by_hand(sources[0][1]):
             return 0
         sizes = [archive.get("size") for archive in sources[0][1]]
         return sum(sizes) if all(sizes) else self.entry["unpacked"]
+
+    def begun(self):
+        """Bytes that an earlier run has left in the work folder."""
+        return sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
 
     def unpacked(self):
         """Bytes that unpacking will take, roughly; 0 for ImageNet while the user hasn't downloaded it."""

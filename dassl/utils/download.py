@@ -80,8 +80,8 @@ def _append_rest(url, part, size):
         if not response.headers.get("Content-Range", f"bytes {done}-").startswith(f"bytes {done}-"):
             part.unlink(missing_ok=True)
             raise ConnectionError("the server sent another range than the one asked for")
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else None
+        length = getattr(response, "length", None)  # of what is still to come; a file:// answer has none
+        total = done + length if length else None
         block = response.read1(BLOCK)  # what has arrived: a full read would lose it when the connection stalls
         if not done:
             _refuse_page(url, response.headers.get("Content-Type", ""), block)  # before `part` is overwritten

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import sys
 import tarfile
 import threading
@@ -350,6 +351,14 @@ def test_an_archive_that_the_user_downloaded_is_used_and_kept(world):
     assert (world.folder / "EuroSAT.zip").read_bytes() == world.archive
 
 
+def test_what_the_user_has_downloaded_goes_before_what_comes_first_in_the_catalogue(world):
+    world.entry["sources"].insert(0, {"mirror": [{"url": world.server.put("copy.zip", world.archive)}]})
+    world.folder.mkdir(parents=True)
+    (world.folder / "EuroSAT.zip").write_bytes(world.archive)
+    assert run(world, "eurosat") == 0
+    assert [path for path, _ in world.server.log] == ["/split.json"]
+
+
 def test_a_wrong_archive_of_the_user_is_not_used(world, capsys):
     world.folder.mkdir(parents=True)
     (world.folder / "EuroSAT.zip").write_bytes(world.archive[:1000])
@@ -384,6 +393,17 @@ def test_a_full_disk_is_found_before_anything_is_downloaded(world, capsys):
     world.entry["unpacked"] = 10**18
     assert run(world, "eurosat", "--yes") == 1
     assert "free, and" in capsys.readouterr().err and world.server.log == []
+
+
+def test_what_an_earlier_run_has_downloaded_needs_no_room_again(world, monkeypatch, capsys):
+    needed = len(world.archive) + world.entry["unpacked"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: types.SimpleNamespace(free=needed - 60_000))
+    assert run(world, "eurosat") == 1
+    part = world.folder / ".fetch" / world.entry["sources"][0]["official"][0]["sha256"][:8] / "EuroSAT.zip.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(world.archive[:60_000])
+    assert run(world, "eurosat") == 0
+    assert world.server.ranges("EuroSAT.zip") == ["bytes=60000-"]
 
 
 def test_a_large_download_needs_a_yes(world, monkeypatch, capsys):
