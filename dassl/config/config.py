@@ -58,8 +58,10 @@ def _read_files(path, within=()):
         raise ConfigError(f'"{path}" must hold "KEY: value" lines, not {tree!r}')
     if path.resolve() in within:
         raise ConfigError(f'"{path}" is based on itself; take it out of _BASE_ in "{within[-1]}"')
-    bases = tree.pop("_BASE_", [])
+    bases = tree.pop("_BASE_", None) or []
     bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f'_BASE_ in "{path}" must be a path or a list of paths, not {bases!r}')
     earlier = [pair for base in bases for pair in _read_files(path.parent / base, (*within, path.resolve()))]
     return [*earlier, (path, tree)]
 
@@ -97,7 +99,7 @@ def _assign(root, key, value, where):
     path, _, name = str(key).rpartition(".")
     node = _find(root, path) if path else root
     if isinstance(node, CfgNode) and name not in node and node.is_new_allowed():
-        node[name] = _read(value)
+        node[name] = CfgNode(value) if isinstance(value, dict) else _read(value)
         return
     if not isinstance(node, CfgNode) or name not in node:
         raise ConfigError(f"Unknown config key {key}{where}; do you mean {nearest(key, flatten(root))}?")
@@ -124,6 +126,7 @@ def _read(value):
     if not isinstance(value, str):
         return value
     try:
-        return literal_eval(value)
+        given = literal_eval(value)
     except (ValueError, SyntaxError):
         return value
+    return value if isinstance(given, dict) else given  # "{}" is a prompt

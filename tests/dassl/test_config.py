@@ -95,3 +95,153 @@ def test_defaults_are_a_fresh_copy_and_clean_cfg_drops_other_methods():
     first.freeze()
     with pytest.raises(AttributeError):
         first.SEED = 2
+
+
+# Files that are based on others ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, text) -> the path of a config file in a folder of its own."""
+
+    def write(name, text):
+        path = tmp_path / "configs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def read(path):
+    cfg = extended()
+    cfg.merge_from_file(path)
+    return cfg
+
+
+def test_a_file_overrides_the_one_it_is_based_on(write):
+    write("base.yaml", "OPTIM:\n  LR: 0.5\n  MAX_EPOCH: 7\n")
+    cfg = read(write("a.yaml", "_BASE_: base.yaml\nOPTIM:\n  LR: 0.25\n"))
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH) == (0.25, 7)
+    assert "_BASE_" not in cfg
+
+
+def test_of_several_bases_the_later_wins_wherever_the_key_stands(write):
+    write("one.yaml", "OPTIM:\n  LR: 1.0\n  MAX_EPOCH: 1\n  GAMMA: 1.0\n")
+    write("two.yaml", "OPTIM:\n  MAX_EPOCH: 2\n  GAMMA: 2.0\n")
+    cfg = read(write("a.yaml", "OPTIM:\n  GAMMA: 3.0\n_BASE_: [one.yaml, two.yaml]\n"))
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.GAMMA) == (1.0, 2, 3.0)
+
+
+def test_bases_have_bases_each_relative_to_its_own_file(write, tmp_path, monkeypatch):
+    write("common/root.yaml", "SEED: 1\nOPTIM:\n  LR: 1.0\n  MAX_EPOCH: 1\n")
+    write("common/middle.yaml", "_BASE_: root.yaml\nOPTIM:\n  LR: 2.0\n  MAX_EPOCH: 2\n")
+    path = write("methods/a.yaml", "_BASE_: ../common/middle.yaml\nOPTIM:\n  MAX_EPOCH: 3\n")
+    monkeypatch.chdir(tmp_path)
+    cfg = read(path)
+    assert (cfg.SEED, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH) == (1, 2.0, 3)
+
+
+def test_two_files_may_be_based_on_the_same_one(write):
+    write("root.yaml", "OPTIM:\n  LR: 1.0\n  MAX_EPOCH: 1\n")
+    write("one.yaml", "_BASE_: root.yaml\nOPTIM:\n  LR: 2.0\n")
+    write("two.yaml", "_BASE_: root.yaml\n")
+    assert read(write("a.yaml", "_BASE_: [two.yaml, one.yaml]\n")).OPTIM.LR == 2.0
+
+
+@pytest.mark.parametrize(("base", "asks"), [("a.yaml", "a.yaml"), ("b.yaml", "b.yaml")])
+def test_a_file_based_on_itself_is_an_error_that_names_who_asks(write, base, asks):
+    write("b.yaml", "_BASE_: a.yaml\n")
+    with pytest.raises(UserError, match="is based on itself") as caught:
+        read(write("a.yaml", f"_BASE_: {base}\n"))
+    assert asks in str(caught.value).split("take it out of _BASE_ in")[1]
+
+
+def test_a_missing_base_names_itself_and_who_asks(write):
+    write("b.yaml", "_BASE_: nowhere.yaml\n")
+    with pytest.raises(FileNotFoundError) as caught:
+        read(write("a.yaml", "_BASE_: b.yaml\n"))
+    message = str(caught.value)
+    assert isinstance(caught.value, UserError)
+    assert "nowhere.yaml" in message and message.split("which")[1].count("b.yaml") == 1 and "a.yaml" not in message
+
+
+def test_a_wrong_option_in_a_base_names_the_base(write):
+    write("b.yaml", "OPTIM:\n  LRATE: 1\n")
+    with pytest.raises(UserError, match="OPTIM.LRATE") as caught:
+        read(write("a.yaml", "_BASE_: b.yaml\n"))
+    assert "b.yaml" in str(caught.value) and "a.yaml" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", "{a: b}", "[[a.yaml]]"])
+def test_bases_that_are_no_paths_are_one_clear_error(write, value):
+    with pytest.raises(UserError, match="_BASE_") as caught:
+        read(write("a.yaml", f"_BASE_: {value}\n"))
+    assert "a.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["", "[]"])
+def test_no_base_is_no_error(write, value):
+    assert read(write("a.yaml", f"_BASE_: {value}\nSEED: 5\n")).SEED == 5
+
+
+# Nodes that take new keys ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_cfg():
+    cfg = extended()
+    cfg.TRAINER.COOP.EPOCHS = CfgNode(new_allowed=True)
+    return cfg
+
+
+def test_an_open_node_takes_new_keys_from_files_and_from_the_command_line(open_cfg, write):
+    open_cfg.merge_from_file(write("a.yaml", "TRAINER:\n  COOP:\n    EPOCHS:\n      ImageNet: 5\n      Food101: 5\n"))
+    open_cfg.merge_from_list(["TRAINER.COOP.EPOCHS.SUN397", "10", "TRAINER.COOP.EPOCHS.Food101", "7"])
+    assert open_cfg.TRAINER.COOP.EPOCHS == {"ImageNet": 5, "Food101": 7, "SUN397": 10}
+    assert "TRAINER.COOP.EPOCHS.SUN397: 10 (no default)" in config_diff(open_cfg, extended())
+
+
+def test_an_open_node_merges_with_what_a_base_put_there(open_cfg, write):
+    write("b.yaml", "TRAINER:\n  COOP:\n    EPOCHS:\n      ImageNet: 5\n      Food101: 5\n")
+    open_cfg.merge_from_file(write("a.yaml", "_BASE_: b.yaml\nTRAINER:\n  COOP:\n    EPOCHS:\n      Food101: 6\n"))
+    assert open_cfg.TRAINER.COOP.EPOCHS == {"ImageNet": 5, "Food101": 6}
+
+
+def test_a_new_key_keeps_the_type_it_got_first(open_cfg):
+    open_cfg.merge_from_list(["TRAINER.COOP.EPOCHS.ImageNet", "5"])
+    with pytest.raises(UserError, match="TRAINER.COOP.EPOCHS.ImageNet .* must be a int"):
+        open_cfg.merge_from_list(["TRAINER.COOP.EPOCHS.ImageNet", "many"])
+
+
+@pytest.mark.parametrize("text", ["{}", "{} texture.", "a photo of a {}.", "{a}"])
+def test_a_prompt_in_an_open_node_stays_text(open_cfg, write, text):
+    open_cfg.merge_from_list(["TRAINER.COOP.EPOCHS.DTD", text])
+    open_cfg.merge_from_file(write("a.yaml", f'TRAINER:\n  COOP:\n    EPOCHS:\n      EuroSAT: "{text}"\n'))
+    epochs = open_cfg.TRAINER.COOP.EPOCHS
+    assert [epochs.DTD, epochs.EuroSAT] == [text, text]
+
+
+def test_open_nodes_stay_open_in_copies_and_do_not_open_their_neighbours(open_cfg):
+    copy = open_cfg.clone()
+    copy.merge_from_list(["TRAINER.COOP.EPOCHS.DTD", "3"])
+    assert copy.TRAINER.COOP.EPOCHS.DTD == 3 and not open_cfg.TRAINER.COOP.EPOCHS
+    with pytest.raises(UserError, match="Unknown config key TRAINER.COOP.EPOCH on"):
+        copy.merge_from_list(["TRAINER.COOP.EPOCH", "3"])
+    with pytest.raises(UserError, match="Unknown config key TRAINER.COOP.EPOCHS.DTD.X on"):
+        copy.merge_from_list(["TRAINER.COOP.EPOCHS.DTD.X", "3"])
+
+
+def test_a_group_in_an_open_node_is_a_node_as_in_yacs(open_cfg, write):
+    open_cfg.merge_from_file(write("a.yaml", "TRAINER:\n  COOP:\n    EPOCHS:\n      DTD:\n        A: 1\n"))
+    assert isinstance(open_cfg.TRAINER.COOP.EPOCHS.DTD, CfgNode)
+    open_cfg.merge_from_list(["TRAINER.COOP.EPOCHS.DTD.A", "2"])
+    assert open_cfg.TRAINER.COOP.EPOCHS.DTD.A == 2 and "A: 2" in open_cfg.dump()
+
+
+def test_what_an_open_node_took_is_read_back_from_the_dump(open_cfg, write):
+    open_cfg.merge_from_list(["TRAINER.COOP.EPOCHS.DTD", "{} texture."])
+    again = extended()
+    again.TRAINER.COOP.EPOCHS = CfgNode(new_allowed=True)
+    again.merge_from_file(write("dump.yaml", open_cfg.dump()))
+    assert again.TRAINER.COOP == open_cfg.TRAINER.COOP
