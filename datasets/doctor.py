@@ -25,6 +25,7 @@ from .pickles import read_pickled
 from .published import CLASSNAMES, PUBLISHED, lines_hash, picks_hash
 from .splits import PARTS, read_selection, select_shots, split_hash
 
+UNREADABLE, TOO_DEEP, CAPITALS = "not readable (permissions)", "one folder too deep", "spelled with other capitals"
 SAMPLE = 200  # images decoded unless --decode says otherwise
 
 
@@ -265,7 +266,7 @@ def check_listed(dataset, items):
             else:
                 sound.append(dataset.image_dir / path)
     names = {item.path: item.classname for item in items}
-    return [image_fault(dataset, kind, paths, names) for kind, paths in kinds.items()], sound
+    return image_faults(dataset, kinds, names), sound
 
 
 def entries_of(folder):
@@ -284,23 +285,29 @@ def condition(entry):
     if not entry.is_file():
         return "links to nowhere"
     if not os.access(entry.path, os.R_OK):
-        return "not readable (permissions)"
+        return UNREADABLE
     return "" if entry.stat().st_size else "empty files"
 
 
 def absence(home, path, entries):
     """In which way an image isn't there."""
     folder, _, name = path.rpartition("/")
-    top = path.split("/")[0]
     if (home / folder).is_dir() and not os.access(home / folder, os.R_OK | os.X_OK):
-        return "not readable (permissions)"
-    if (home / home.name / path).is_file() or (home / top / path).is_file():
-        return "one folder too deep"
+        return UNREADABLE
+    if nested_in(home, path):
+        return TOO_DEEP
     if any(name.lower() == other.lower() for other in entries) or other_case(home, folder):
-        return "spelled with other capitals"
+        return CAPITALS
     if any(Path(name).stem == Path(other).stem for other in entries):
         return "of another file type"
     return "missing"
+
+
+def nested_in(home, path):
+    """The folder with one of the same name in it that has the image (2750/2750, cars_train/cars_train), or None."""
+    top, _, rest = path.partition("/")
+    places = {home: home / home.name / path} | ({home / top: home / top / top / rest} if rest else {})
+    return next((outer for outer, place in places.items() if place.is_file()), None)
 
 
 def other_case(home, folder):
@@ -313,25 +320,45 @@ def other_case(home, folder):
     )
 
 
-def image_fault(dataset, kind, paths, names):
-    classes = Counter(names[path] for path in paths)
-    counts = some(f"{name} {number:,}" for name, number in classes.most_common())
-    what = f"{len(paths):,} of {len(names):,} listed images are {kind} (by class: {counts}): {some(paths)}"
+def image_faults(dataset, kinds, names):
+    """A fault for each of {kind: paths}. One that takes fetching anew makes smaller mends of the others needless."""
     home = dataset.image_dir
-    tops = sorted({path.split("/")[0] for path in paths}) if home == dataset.dataset_dir else [""]
-    if kind.startswith("not readable"):
-        return Fault(what, command("chmod", "-R", "u+rX", home))
-    if kind == "one folder too deep":
-        return Fault(what, unnest(home / tops[0]))
+    mends = {kind: in_place(home, kind, paths) for kind, paths in kinds.items()}
+    if not all(mends.values()):
+        anew = again_images(dataset, [path for kind, paths in kinds.items() if kind != UNREADABLE for path in paths])
+        mends = {kind: mend if kind == UNREADABLE else anew for kind, mend in mends.items()}
+    faults = []
+    for kind, paths in kinds.items():
+        classes = Counter(names[path] for path in paths).most_common()
+        counts = some(f"{name} {number:,}" for name, number in classes)
+        what = f"{len(paths):,} of {len(names):,} listed images are {kind} (by class: {counts}): {some(paths)}"
+        faults.append(Fault(what, mends[kind]))
+    return faults
+
+
+def in_place(home, kind, paths):
+    """The command that mends these images with what is there, or ""."""
+    if kind == UNREADABLE:
+        return command("chmod", "-R", "u+rX", home)
+    if kind == TOO_DEEP:
+        outer = {nested_in(home, path) for path in paths}
+        return unnest(*outer) if len(outer) == 1 else ""
     folders = {path.rpartition("/")[0] for path in paths}
-    if kind.startswith("spelled") and len(folders) == 1 and (other := other_case(home, *folders)):
-        return Fault(what, command("mv", other, home.joinpath(*folders)))
-    if kind.startswith("spelled") and len(paths) == 1:
-        name = Path(paths[0]).name
-        other = next(n for n in entries_of((home / paths[0]).parent) if n.lower() == name.lower())
-        return Fault(what, command("mv", (home / paths[0]).with_name(other), home / paths[0]))
-    present = [home / top for top in tops if (home / top).exists()]
-    return Fault(what, again(dataset, *present) if present else dataset.fetch())
+    if kind == CAPITALS and len(folders) == 1 and (other := other_case(home, *folders)):
+        return command("mv", other, home.joinpath(*folders))
+    if kind == CAPITALS and len(paths) == 1:
+        path = home / paths[0]
+        other = next(name for name in entries_of(path.parent) if name.lower() == path.name.lower())
+        return command("mv", path.with_name(other), path)
+    return ""
+
+
+def again_images(dataset, paths):
+    """The command that fetches anew: the whole image folder, or of those that the paths start with the ones in use."""
+    home = dataset.image_dir
+    tops = {path.split("/")[0] for path in paths} if home == dataset.dataset_dir else {""}
+    present = sorted(home / top for top in tops if (home / top).exists())
+    return again(dataset, *present) if present else dataset.fetch()
 
 
 # ---- ImageNet and its variants -----------------------------------------------------------------------------
@@ -414,7 +441,7 @@ def count_images(dataset, part, folder, classes):
     faults = [
         Fault(
             f"{len(paths):,} of {total:,} images in {folder} are {kind}: {some(p.relative_to(folder) for p in paths)}",
-            command("chmod", "-R", "u+rX", folder) if kind.startswith("not readable") else again(dataset, folder),
+            command("chmod", "-R", "u+rX", folder) if kind == UNREADABLE else again(dataset, folder),
         )
         for kind, paths in kinds.items()
     ]
@@ -457,19 +484,12 @@ def undecodable(dataset, paths, number):
         pool.shutdown(cancel_futures=True)  # Ctrl-C doesn't wait for the rest
     if not wrong:
         return []
-    tops = {dataset.image_dir / path.relative_to(dataset.image_dir).parts[0] for path in wrong}
-    whole = (
-        sorted(tops)
-        if dataset.image_dir == dataset.dataset_dir or isinstance(dataset, ImageNet)
-        else [dataset.image_dir]
-    )
-    return [
-        Fault(
-            f"{len(wrong):,} of {len(chosen):,} images decoded are damaged: "
-            f"{some(path.relative_to(dataset.image_dir) for path in wrong)}",
-            again(dataset, *whole),
-        )
-    ]
+    names = [path.relative_to(dataset.image_dir).as_posix() for path in wrong]
+    if isinstance(dataset, ImageNet):
+        mend = again(dataset, *sorted({dataset.image_dir / name.split("/")[0] for name in names}))
+    else:
+        mend = again_images(dataset, names)
+    return [Fault(f"{len(wrong):,} of {len(chosen):,} images decoded are damaged: {some(names)}", mend)]
 
 
 def decodes(path):

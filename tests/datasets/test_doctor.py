@@ -364,6 +364,13 @@ CASES = {
         *("stanford_cars", nest("cars_train"), "60 of 66 listed images are one folder too deep"),
         *(unnest("cars_train"), True),
     ),
+    "aircraft: image folder in itself": Case(
+        *("fgvc_aircraft", nest("images"), "44 of 44 listed images are one folder too deep", unnest("images"), True),
+    ),
+    "class folder in itself": Case(
+        *("eurosat", nest("2750/River"), r"22 of 66 listed images are one folder too deep \(by class: River 22\)"),
+        *(unnest("2750/River"), True),
+    ),
     "cars_test gone": Case(
         "stanford_cars", remove("cars_test"), r"6 of 66 listed images are missing \(by class: Forest 2, River 2", FETCH
     ),
@@ -604,11 +611,12 @@ def test_the_command_prints_every_fault_with_its_command_and_tells_by_its_exit_c
 
 def test_faults_that_one_command_mends_are_listed_above_it(root, capsys):
     """Run twice it would put aside what it has just brought."""
-    for case in ("images missing", "empty image"):
+    for case in ("class folder in small letters", "empty image", "image cut off"):
         CASES[case].plant(root / "eurosat")
+    put(root / "eurosat" / "2750" / "Forest" / "Ftest_0.jpg", "")
     assert doctor.main(["EuroSAT", "--root", str(root)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:8] for line in lines] == ["EuroSAT:", "  5 of 6", "  1 of 6", "    mend"]
+    assert [line[:9] for line in lines] == ["EuroSAT: ", "  1 of 66", "  22 of 6", "  1 of 43", "    mend:"]
 
 
 def test_all_stands_for_the_published_datasets(root, capsys):
