@@ -85,16 +85,12 @@ def configure(args):
     pairs = ["DATALOADER.TRAIN_X.SAMPLER", "SequentialSampler", "DATALOADER.TEST.SAMPLER", "SequentialSampler"]
     if args.batch_size:
         pairs += ["DATALOADER.TEST.BATCH_SIZE", str(args.batch_size)]
+    if args.template:
+        pairs += ["DATASET.TEMPLATE", args.template]
     options = train.parse(["--config-file", str(folder / "config.yaml"), "--device", args.device, *pairs])
     delattr(options, "EVAL.ONLY")  # a flag that isn't given would overrule the run's own value
     cfg, _ = train.configure(options)
     train.check(options, cfg)
-    if args.template is not None:
-        cfg.defrost()
-        for node in (cfg.DATASET, *cfg.TRAINER.values()):
-            if "TEMPLATE" in node:
-                node.TEMPLATE = args.template
-        cfg.freeze()
     return cfg
 
 
