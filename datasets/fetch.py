@@ -26,7 +26,7 @@ from dassl.utils.download import DownloadError, alone, download_file, settle_par
 from . import sources
 from .imagenet import class_folders, image_names
 from .published import PUBLISHED, lines_hash
-from .sources import archive_fault, eligible, file_fault, is_nested, job_of, link, name_of, published_hash
+from .sources import archive_fault, eligible, file_fault, is_nested, is_there, job_of, link, name_of, published_hash
 
 LARGE = 1_000_000_000  # bytes; more is not downloaded unasked
 KINDS = ("mirror", "official", "drive")
@@ -167,7 +167,7 @@ def settle(tree, job):
     renamed = {other: name for name, others in images.items() for other in others}
     for entry in sorted(home.iterdir()) if home else []:
         target = job.folder / renamed.get(entry.name, entry.name)
-        if is_wanted(entry, job) and not target.exists():
+        if is_wanted(entry, job) and not is_there(target):
             entry.rename(target)
     for name in images:
         flatten(job.folder / name)
@@ -185,7 +185,7 @@ def find_home(tree, images):
     level = [tree]
     for _ in range(4):
         for folder in level:
-            if all(any((folder / n).exists() for n in (name, *others)) for name, others in images.items()):
+            if all(any(is_there(folder / n) for n in (name, *others)) for name, others in images.items()):
                 return folder
         level = [folder / name for folder in level for name in class_folders(folder)]
     return None
@@ -208,7 +208,7 @@ def prepare_imagenet(job, kind):
     for name, facts in job.entry["archives"].items():
         target = images / ("train" if "train" in name else "val")
         archive = job.folder / name
-        if not target.exists() and archive.is_file():
+        if not is_there(target) and archive.is_file():
             wrong = archive_fault(facts, archive)
             if wrong:
                 raise UserError(f"{archive} {wrong}: download it again")
@@ -219,7 +219,16 @@ def prepare_imagenet(job, kind):
     sort_val(images / "val", job, kind)
     faults = imagenet_faults(images)
     if faults:
-        print(IMAGENET_STEPS.format(folder=job.folder, root=shlex.quote(str(job.folder.parent))))
+        print(
+            IMAGENET_STEPS.format(
+                folder=job.folder,
+                root=shlex.quote(str(job.folder.parent)),
+                archives="\n".join(
+                    f"       {name}  {facts['what']}, {gigabytes(facts['about'])}, MD5 {facts['md5']}"
+                    for name, facts in job.entry["archives"].items()
+                ),
+            )
+        )
         raise UserError(f"it is not complete: {'; '.join(faults)}")
 
 
@@ -227,8 +236,7 @@ IMAGENET_STEPS = """\
 ImageNet can't be downloaded without an account. What to do:
   1. Sign up at https://image-net.org/download-images.php and accept the terms.
   2. Under ILSVRC2012 download these two into {folder}
-       ILSVRC2012_img_train.tar   Training images (Task 1 & 2), 138 GiB, MD5 1d675b47d978889d74fa0da5fadfb00e
-       ILSVRC2012_img_val.tar     Validation images (all tasks), 6.3 GiB, MD5 29b22e2961454d5413ddabcf34fc5622
+{archives}
   3. Run: python -m datasets.fetch imagenet --root {root}
      It verifies and unpacks them, sorts the validation images into class folders and counts. (If you have
      unpacked them before: {folder}/images/train and {folder}/images/val is where they belong.)"""
@@ -244,7 +252,7 @@ def sort_val(folder, job, kind):
         raise UserError(f"{folder} can't be sorted without valprep.sh, which names the classes: run again later")
     text = (job.folder / "valprep.sh").read_text(encoding="utf-8")
     classes = dict(re.findall(r"^mv (ILSVRC2012_val_\d{8}\.JPEG) (n\d{8})/$", text, re.MULTILINE))
-    for name in tqdm(flat, desc="sorting val", unit=" files"):
+    for name in tqdm([name for name in flat if name in classes], desc="sorting val", unit=" files"):
         (folder / classes[name]).mkdir(exist_ok=True)
         (folder / name).rename(folder / classes[name] / name)
 
@@ -300,7 +308,7 @@ def run(args):
     names = args.datasets if args.datasets and "all" not in args.datasets else sources.catalogue()["datasets"]
     jobs = list({job.name: job for job in (job_of(name, root) for name in names)}.values())
     if args.list:
-        return show_list(jobs, args.source)
+        return show_list(jobs)
     for job in jobs:
         describe(job, args.source, details=args.dry_run)
     todo = [job for job in jobs if job.missing() or job.name == "imagenet"]  # made by hand: counted every time
@@ -324,7 +332,7 @@ def report(job, kind):
         return False
 
 
-def show_list(jobs, kind):
+def show_list(jobs):
     for job in jobs:
         lacking = job.missing()
         state = f"lacks {', '.join(lacking)}" if lacking else f"in {job.folder}"
@@ -346,7 +354,7 @@ def describe(job, kind, details):
 
 def show_sources(job, kind):
     """All links for what is missing, in the order in which they are tried."""
-    for name in set(job.missing()) & set(job.entry["files"]):
+    for name in (name for name in job.entry["files"] if name in job.missing()):
         for source, place in eligible(sources.catalogue()["files"][name]["sources"], kind):
             print(f"  {name} from {source}: {link(place)}")
     for source, archives in job.sources(kind) if job.lacks_images() else []:

@@ -47,7 +47,7 @@ class Job(NamedTuple):
     def missing(self):
         """Names of files and image folders that are not there yet, or are one folder too deep."""
         files = [name for name in self.entry["files"] if not (self.folder / name).is_file()]
-        images = [name for name in self.entry["images"] if not (self.folder / name).exists()]
+        images = [name for name in self.entry["images"] if not is_there(self.folder / name)]
         nested = [name for name in self.entry["images"] if is_nested(self.folder / name)]
         return files + images + nested
 
@@ -100,6 +100,11 @@ def eligible(sources, kind):
     """[(kind of source, its content)] of the kind asked for (None: of all), in order."""
     pairs = [next(iter(source.items())) for source in sources]
     return [pair for pair in pairs if kind in (None, pair[0])]
+
+
+def is_there(path):
+    """Whether `path` is a file, or a folder with something in it."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def is_nested(folder):

@@ -1,5 +1,6 @@
 """Unpacking archives that strangers made: nothing leaves the folder, and nothing grows without end."""
 
+import errno
 import lzma
 import re
 import stat
@@ -17,6 +18,7 @@ from .errors import UserError
 MOST_FILES = 3_000_000  # ImageNet has 1.3 million
 _NESTED = (".tar", ".tgz", ".gz", ".zip")
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError, RuntimeError)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)  # not the archive's fault
 
 
 class BadArchive(UserError):
@@ -43,7 +45,7 @@ def unpack(path, folder, limit):
     except _Refused as error:
         raise BadArchive(f"{path}: {error}") from error
     except (*_BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's fault, not the archive's
+        if getattr(error, "errno", None) in _DISK:
             raise
         raise BadArchive(f"{path} is damaged ({type(error).__name__}: {error}): get it again") from error
     if skipped:

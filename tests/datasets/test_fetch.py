@@ -591,6 +591,12 @@ def test_several_archives_make_up_one_dataset_and_other_files_stay(world):
     assert files_in(world.folder / "test") == {"x.jpg": b"x"}
 
 
+def test_an_empty_folder_is_filled(world):
+    (world.folder / "2750").mkdir(parents=True)
+    assert run(world, "eurosat") == 0
+    assert_complete(world)
+
+
 def test_a_folder_under_another_accepted_name_is_used(world):
     (world.root / "EuroSAT").mkdir(parents=True)
     assert run(world, "eurosat") == 0
@@ -631,8 +637,8 @@ def imagenet(world, monkeypatch):
         "name": "ImageNet", "licence": "terms", "unpacked": 20_000_000, "files": [], "sources": [],
         "images": {"images/train": [], "images/val": []},
         "archives": {
-            "ILSVRC2012_img_train.tar": {"md5": hashlib.md5(train).hexdigest()},
-            "ILSVRC2012_img_val.tar": {"md5": hashlib.md5(val).hexdigest()},
+            "ILSVRC2012_img_train.tar": {"what": "Training", "about": 2e9, "md5": hashlib.md5(train).hexdigest()},
+            "ILSVRC2012_img_val.tar": {"what": "Validation", "about": 1e9, "md5": hashlib.md5(val).hexdigest()},
         },
     }  # fmt: skip
     world.catalogue["datasets"]["imagenet"] = entry
@@ -651,6 +657,7 @@ def test_imagenet_without_archives_prints_the_steps_and_fails(imagenet, capsys):
     assert run(imagenet.world, "imagenet") == 1
     captured = capsys.readouterr()
     assert "https://image-net.org" in captured.out and f"into {imagenet.folder}" in captured.out
+    assert "ILSVRC2012_img_train.tar  Training, 2.0 GB, MD5 " in captured.out
     assert f"no {imagenet.folder}/images/train" in captured.err
 
 

@@ -1,5 +1,6 @@
 """Archives that strangers made: they are unpacked into their folder or refused, and never anything else."""
 
+import errno
 import io
 import random
 import stat
@@ -161,10 +162,22 @@ def test_only_one_level_of_archives_is_unpacked(tmp_path, place):
     assert contents(place) == {"b/c.zip": (tmp_path / "c.zip").read_bytes()}
 
 
-def test_an_archive_with_names_that_collide_is_no_traceback(tmp_path, place):
-    make_tar(tmp_path / "x.tar", [("a", b"1"), ("a/b", b"2")])
-    with pytest.raises(OSError, match="a"):
-        unpack(tmp_path / "x.tar", place, LIMIT)
+def test_names_that_collide_or_are_too_long_are_refused(tmp_path, place):
+    for members in ([("a", b"1"), ("a/b", b"2")], [("a/b", b"1"), ("a", b"2")], [("x" * 300, b"1")]):
+        make_tar(tmp_path / "x.tar", members)
+        with pytest.raises(BadArchive, match="x.tar is damaged"):
+            unpack(tmp_path / "x.tar", place, LIMIT)
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path, place, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    make_zip(tmp_path / "x.zip", [("a", b"1")])
+    monkeypatch.setattr(archives, "_write", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        unpack(tmp_path / "x.zip", place, LIMIT)
+    assert not isinstance(caught.value, BadArchive)
 
 
 def test_macos_leftovers_stay_out(tmp_path, place):
