@@ -177,10 +177,8 @@ def not_published(dataset, wrong):
     if dataset.split_file:
         path = dataset.dataset_dir / dataset.split_file
         return f"{path} is not the published split: {wrong}", again(dataset, path)
-    lists = sorted(dataset.dataset_dir.glob("images_variant_*.txt"))
-    return f"the lists in {dataset.dataset_dir} are not the published ones: {wrong}", again(
-        dataset, dataset.dataset_dir / "variants.txt", *(path for path in lists if path.stem[15:] in PARTS)
-    )
+    lists = [dataset.dataset_dir / name for name in ("variants.txt", *(f"images_variant_{part}.txt" for part in PARTS))]
+    return f"the lists in {dataset.dataset_dir} are not the published ones: {wrong}", again(dataset, *lists)
 
 
 def split_fault(split, published, stem):
@@ -258,10 +256,10 @@ def check_listed(dataset, items):
     kinds, sound = defaultdict(list), []
     for folder, names in tqdm(folders.items(), desc=type(dataset).__name__, unit=" folders", leave=False):
         entries = entries_of(dataset.image_dir / folder)
+        why_absent = absences(dataset.image_dir, folder, entries)
         for name in names:
             path = f"{folder}/{name}".lstrip("/")
-            kind = condition(entries[name]) if name in entries else absence(dataset.image_dir, path, entries)
-            if kind:
+            if kind := condition(entries[name]) if name in entries else why_absent(path):
                 kinds[kind].append(path)
             else:
                 sound.append(dataset.image_dir / path)
@@ -289,18 +287,22 @@ def condition(entry):
     return "" if entry.stat().st_size else "empty files"
 
 
-def absence(home, path, entries):
-    """In which way an image isn't there."""
-    folder, _, name = path.rpartition("/")
-    if (home / folder).is_dir() and not os.access(home / folder, os.R_OK | os.X_OK):
-        return UNREADABLE
-    if nested_in(home, path):
-        return TOO_DEEP
-    if any(name.lower() == other.lower() for other in entries) or other_case(home, folder):
-        return CAPITALS
-    if any(Path(name).stem == Path(other).stem for other in entries):
-        return "of another file type"
-    return "missing"
+def absences(home, folder, entries):
+    """A function that says in which way the image `path`, which should be in `folder`, isn't there."""
+    denied = (home / folder).is_dir() and not os.access(home / folder, os.R_OK | os.X_OK)
+    renamed = other_case(home, folder)
+    small, stems = {name.lower() for name in entries}, {Path(name).stem for name in entries}
+
+    def why(path):
+        if denied:
+            return UNREADABLE
+        if nested_in(home, path):
+            return TOO_DEEP
+        if renamed or Path(path).name.lower() in small:
+            return CAPITALS
+        return "of another file type" if Path(path).stem in stems else "missing"
+
+    return why
 
 
 def nested_in(home, path):
@@ -314,10 +316,9 @@ def other_case(home, folder):
     """The folder whose name differs from `folder` in capitals only, or None."""
     if not folder or (home / folder).is_dir():
         return None
-    parent = (home / folder).parent
-    return next(
-        (p for p in (parent.iterdir() if parent.is_dir() else ()) if p.name.lower() == Path(folder).name.lower()), None
-    )
+    right = home / folder
+    beside = entries_of(right.parent)
+    return next((right.with_name(name) for name in beside if name.lower() == right.name.lower()), None)
 
 
 def image_faults(dataset, kinds, names):
@@ -396,7 +397,7 @@ def check_classnames(dataset):
 def look_at_part(dataset, part, folder, names):
     """(faults, paths of sound images) of the class folders in `folder`."""
     if not folder.is_dir():
-        return [Fault(f"there is no folder {folder}", dataset.fetch())], []
+        return [absent_part(dataset, folder, names)], []
     if not os.access(folder, os.R_OK | os.X_OK):
         return [Fault(f"{folder} can't be read (permissions)", command("chmod", "-R", "u+rX", folder))], []
     classes = class_folders(folder)
@@ -411,16 +412,32 @@ def look_at_part(dataset, part, folder, names):
     return count_images(dataset, part, folder, classes)
 
 
+def absent_part(dataset, folder, names):
+    """The fault of a missing folder of class folders, which may only lie elsewhere in the dataset's folder."""
+    beside = [dataset.dataset_dir / name for name in class_folders(dataset.dataset_dir)]
+    beside += [below / name for below in beside if below.name not in names for name in class_folders(below)]
+    for other in beside:
+        alike = other.name == folder.name or not isinstance(dataset, ImageNet)
+        if alike and set(class_folders(other)) & known_classes(dataset, names):
+            mend = f"{command('mkdir', '-p', folder.parent)} && {command('mv', other, folder)}"
+            return Fault(f"the class folders are in {other} instead of {folder}", mend)
+    return Fault(f"there is no folder {folder}", dataset.fetch())
+
+
+def known_classes(dataset, names):
+    """What class folders may be called."""
+    return set(names) | ({str(label) for label in range(len(names))} if isinstance(dataset, ImageNetV2) else set())
+
+
 def wrong_classes(dataset, classes, names):
     """How the class folders differ from the published ones, or ""."""
-    expected = dataset.published.classes
+    expected, known = dataset.published.classes, known_classes(dataset, names)
     if isinstance(dataset, ImageNetV2):
-        right = set(classes) in ({str(label) for label in range(len(names))}, set(names))
+        right = set(classes) in (known - set(names), set(names))
     else:
         right = lines_hash(sorted(classes)) == dataset.published.ids
     if right:
         return ""
-    known = set(names) | ({str(label) for label in range(len(names))} if isinstance(dataset, ImageNetV2) else set())
     strange = [name for name in classes if name not in known]
     missing = sorted(set(names) - set(classes)) if expected == len(names) and not strange else []
     details = [f"{len(classes)} class folders instead of {expected}"] * (len(classes) != expected)

@@ -419,7 +419,7 @@ CASES = {
     ),
     "aircraft: variants in another order": Case(
         *("fgvc_aircraft", swap_variants, "its variants are in another order"),
-        anew("variants.txt", *(f"images_variant_{part}.txt" for part in ("test", "train", "val"))),
+        anew("variants.txt", *(f"images_variant_{part}.txt" for part in SIZES)),
     ),
     # few-shot picks
     "picks of another split": Case(
@@ -463,6 +463,10 @@ CASES = {
         *("images/val: its 1 files lie flat, in no class folders", FETCH),
     ),
     "no train": Case("imagenet", remove("images/train"), "there is no folder .*images/train", FETCH),
+    "archive's own folder name": Case(
+        *("imagenet_a", move("imagenet-a", "sketch"), "the class folders are in .*sketch instead of .*imagenet-a"),
+        *("mkdir -p {folder} && mv {folder}/sketch {folder}/imagenet-a", True),
+    ),
     "train in itself": Case(
         *("imagenet", nest("images/train"), "the class folders are one too deep, in .*train/train"),
         *(unnest("images/train"), True),
@@ -560,6 +564,21 @@ def test_several_faults_are_all_named(root):
     found = [fault.what for fault in examine("eurosat", root)[0]]
     for what, expected in zip(found, ("missing", "empty files", "decoded are damaged", "json is damaged"), strict=True):
         assert expected in what
+
+
+def test_imagenet_without_the_images_level_is_put_right_by_its_two_commands(root):
+    """The layout of other codebases: imagenet/train and imagenet/val."""
+    folder = root / "imagenet"
+    for part in ("train", "val"):
+        (folder / "images" / part).rename(folder / part)
+    (folder / "images").rmdir()
+    faults = examine("imagenet", root)[0]
+    assert [fault.what for fault in faults] == [
+        f"the class folders are in {folder}/{part} instead of {folder}/images/{part}" for part in ("train", "val")
+    ]
+    for fault in faults:
+        subprocess.run(["bash", "-ec", fault.mend], check=True)
+    assert examine("imagenet", root)[0] == []
 
 
 def test_nothing_that_was_set_aside_is_overwritten(root):
