@@ -33,7 +33,7 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         if (module, name) != ("dassl.data.datasets.base_dataset", "Datum"):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}"[:80])
+            raise pickle.UnpicklingError(f"it asks for {ascii(f'{module}.{name}')[:80]}")
         return _Datum
 
 
@@ -60,12 +60,11 @@ def _refuse(path, reason):
 
 
 def _load(path):
-    """{part: list of _Datum}."""
-    content = path.read_bytes()
-    if len(content) > _MOST_BYTES:
-        raise _refuse(path, f"{len(content):,} bytes are too many for few-shot picks")
+    """What the pickle holds, as a dict of lists of complete `_Datum`."""
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise _refuse(path, f"{size:,} bytes are too many for few-shot picks")
     try:
-        stored = _Unpickler(io.BytesIO(content)).load()
+        stored = _Unpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle can raise almost anything
         reason = error if isinstance(error, pickle.UnpicklingError) else type(error).__name__
         raise _refuse(path, f"not a pickle of Datum lists ({reason})") from error

@@ -435,7 +435,7 @@ CASES = {
         *("rm {folder}/split_fewshot/shot_2-seed_1.json", True),
     ),
     "pickle that runs code": Case(
-        *("eurosat", pickled(b"cbuiltins\nexit\n(I3\ntR."), r"seed_1.pkl is not used: .*asks for builtins.exit"),
+        *("eurosat", pickled(b"cbuiltins\nexit\n(I3\ntR."), r"seed_1.pkl is not used: .*asks for 'builtins.exit'"),
         "mv {folder}/split_fewshot/shot_2-seed_1.pkl {folder}/split_fewshot/shot_2-seed_1.pkl.old1",
         True,
     ),
