@@ -15,9 +15,8 @@ import torch
 import train
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
-from dassl.engine.checkpoint import find_checkpoint
 from dassl.evaluation.evaluator import EvaluatorBase
-from dassl.utils import MissingFile, UserError, load_checkpoint, set_random_seed, write_atomic, write_json
+from dassl.utils import MissingFile, UserError, read_json, set_random_seed, write_atomic, write_json
 from datasets.custom import examine, find_pictures, read_names
 
 EPILOG = """
@@ -28,14 +27,7 @@ examples:
 
 Folders are searched with all folders below. Pictures that don't decode are named and left out; the exit code is
 then 1. The classes are those that the run was trained on; as the text tower is kept, --classes may name any others.
-For runs that learned nothing (zero-shot) and runs that only tested, the names come from the run's dataset
-(in $DATA, else ./data) unless --classes is given.
 """
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see python predict.py --help")
 
 
 def positive(text):
@@ -46,7 +38,7 @@ def positive(text):
 
 def parse(argv):
     form = argparse.RawTextHelpFormatter
-    parser = Parser(prog="predict.py", description=__doc__, epilog=EPILOG, formatter_class=form)
+    parser = train.Parser(prog="python predict.py", description=__doc__, epilog=EPILOG, formatter_class=form)
     flag = parser.add_argument
     flag("pictures", nargs="+", help='pictures, folders with pictures, or patterns such as "a/**/*.jpg"')
     flag("--model-dir", required=True, metavar="RUN", help="output folder of the run (holds result.json)")
@@ -88,7 +80,6 @@ def configure(args):
     if args.template:
         pairs += ["DATASET.TEMPLATE", args.template]
     options = train.parse(["--config-file", str(folder / "config.yaml"), "--device", args.device, *pairs])
-    delattr(options, "EVAL.ONLY")  # a flag that isn't given would overrule the run's own value
     cfg, _ = train.configure(options)
     train.check(options, cfg)
     return cfg
@@ -122,19 +113,6 @@ def given_names(path):
     if different < max(2, len(names)):
         raise UserError(f"{path} has {len(names)} class names, {different} of them different; it takes two, each once")
     return names
-
-
-def run_names(folder, cfg):
-    """The class names in the run's checkpoint; else those of its dataset."""
-    pointers = [] if cfg.EVAL.ONLY else sorted(Path(folder).glob("*/checkpoint"))
-    for pointer in pointers:
-        checkpoint = load_checkpoint(find_checkpoint(folder, pointer.parent.name))
-        if "meta" in checkpoint:
-            return checkpoint["meta"]["classnames"]
-    try:
-        return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg).classnames
-    except UserError as error:
-        raise UserError(f"{error}; or name the classes with --classes") from error
 
 
 class Scores(EvaluatorBase):
@@ -221,8 +199,8 @@ def run(args):
     check(args)
     cfg = configure(args)
     quiet = contextlib.redirect_stdout(io.StringIO())  # what a training run logs
-    with quiet:
-        classes = given_names(args.classes) if args.classes else run_names(args.model_dir, cfg)
+    record = read_json(Path(args.model_dir) / "result.json")
+    classes = given_names(args.classes) if args.classes else record["classnames"]
     paths = find(args.pictures)
     broken = {path: error for path, (_, error) in zip(paths, examine(paths), strict=True) if error}
     for error in broken.values():

@@ -38,12 +38,13 @@ The same command again resumes an unfinished run and leaves a finished one as it
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message}; see python train.py --help")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parse(argv):
     """The command line. Flags in capitals hold the config key they set; None means not given."""
-    parser = Parser(prog="train.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter)
+    form = argparse.RawTextHelpFormatter
+    parser = Parser(prog="python train.py", description=__doc__, epilog=EPILOG, formatter_class=form)
     flag = parser.add_argument
     flag("--root", dest="DATASET.ROOT", help="folder with the datasets (default: $DATA, else ./data)")
     flag("--output-dir", dest="OUTPUT_DIR", help="folder for this run (default: ./output)")
@@ -58,7 +59,7 @@ def parse(argv):
     flag("--backbone", dest="MODEL.BACKBONE.NAME", help="of CLIP, such as ViT-B/16")
     flag("--head", dest="MODEL.HEAD.NAME", help="for trainers that have one")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA if present")
-    flag("--eval-only", dest="EVAL.ONLY", action="store_true", help="test --model-dir's weights, don't train")
+    flag("--eval-only", dest="EVAL.ONLY", action="store_true", default=None, help="test --model-dir's weights")
     flag("--model-dir", dest="EVAL.MODEL_DIR", help="folder of the training run to test")
     flag("--load-epoch", dest="EVAL.EPOCH", type=int, help="epoch to test (default: the last one saved)")
     flag("--no-train", action="store_true", help="build everything, then stop")

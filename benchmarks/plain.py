@@ -49,13 +49,24 @@ def deep_text(clip_model, t, tokens, omega):
 
 
 class PlainStep:
-    """One training step: LSkip by `omega` (0: none), CSkip by `probability` (C,) of each rank (None: no skipping)."""
+    """One training step.
 
-    def __init__(self, clip_model, tokens, omega, probability=None, lr=2e-5):
+    Args:
+        clip_model: fp32; its blocks behind `omega`, final norms and projections are trained in place.
+        tokens: of the class texts (C, 77).
+        omega: the blocks that LSkip skips; 0 is no layer skipping.
+        t: t^omega (77, C, D).
+        probability: of each rank, for CSkip (C,); None is no class skipping.
+        zero_shot: unit class features by which CSkip ranks (C, E).
+    """
+
+    def __init__(self, clip_model, tokens, omega, t, probability=None, zero_shot=None, lr=2e-5):
         self.clip_model = clip_model.requires_grad_(False)
         self.tokens = tokens
         self.omega = omega
+        self.t = t
         self.probability = probability
+        self.zero_shot = zero_shot
         self.generator = torch.Generator().manual_seed(1)
         towers = clip_model.transformer.resblocks, clip_model.visual.transformer.resblocks
         modules = *towers[0][omega:], *towers[1][omega:], clip_model.ln_final, clip_model.visual.ln_post
@@ -64,9 +75,6 @@ class PlainStep:
         for p in self.learned:
             p.requires_grad_(True)
         self.optimizer = torch.optim.SGD(self.learned, lr, momentum=0.9, weight_decay=5e-4)
-        with torch.no_grad():
-            self.t = shallow_text(clip_model, tokens, omega)  # (77, C, D)
-            self.zero_shot = F.normalize(deep_text(clip_model, self.t, tokens, omega), dim=-1)  # (C, E)
 
     def loss(self, v, labels, classes=None, kept=None):
         """Eq. 1: v^omega (L, B, D), labels (B,), and what CSkip kept (`sample_classes`), or all classes."""

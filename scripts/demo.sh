@@ -34,8 +34,7 @@ for seed; do
       count=$((count + 1))
       if [ $stage = base2new_train ]; then classes=base; else classes=new; fi
       place $stage emoji "$seed"
-      # starting Python only to be told that a run is finished takes seconds, so ask that only if a setting is newer
-      if [ "$folder/result.json" -nt "configs/trainers/$TRAINER/$cfg.yaml" ]; then continue; fi
+      if finished; then continue; fi
       bash scripts/skip/$stage.sh emoji "$seed" 2>"$errors" |
         progress "[$count/$total] $TRAINER, seed $seed, $classes classes" || {
         tail -n 3 "$errors" >&2

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-EXTRACTION_BATCH = 32  # images per forward pass of the frozen half: few enough for a CPU's caches
+EXTRACTION_BATCH = 64  # images that the loader hands to the frozen half at a time
+CHUNK = 8  # of them run at a time on a CPU, whose caches then hold the activations
 
 
 # ---- blocks ------------------------------------------------------------------------------------------------
@@ -90,6 +90,13 @@ def run_images(blocks, x, pool):
     if pool:
         x = run_last_block(blocks[-1], x, first, attend)
     return x.unflatten(0, (number, -1))
+
+
+def in_chunks(function, images):
+    """function(images) (N, ...), on a CPU CHUNK images at a time; for passes that keep no graph."""
+    if images.is_cuda:
+        return function(images)
+    return torch.cat([function(part) for part in images.split(CHUNK)])
 
 
 @torch.no_grad()
@@ -251,8 +258,8 @@ class LayerCache:
     """
 
     def __init__(self, loader, encode, views, seed, single_class=False, limit=float("inf"), folder=None):
-        workers = loader.num_workers
-        self.images = DataLoader(loader.dataset, EXTRACTION_BATCH, num_workers=workers)
+        options = {name: getattr(loader, name) for name in ("num_workers", "worker_init_fn", "persistent_workers")}
+        self.images = type(loader)(loader.dataset, EXTRACTION_BATCH, **options)
         self.encode = encode
         self.views = views
         self.seed = seed

@@ -47,6 +47,7 @@ def write_result(trainer, config=""):
         "shots": cfg.DATASET.NUM_SHOTS,
         "seed": cfg.SEED,
         "backbone": cfg.MODEL.BACKBONE.NAME,
+        "classnames": list(trainer.dm.dataset.classnames),
         "config": config,
         "accuracy": evaluator.results.get("accuracy"),
         "macro_f1": evaluator.results.get("macro_f1"),

@@ -320,7 +320,7 @@ def test_result_json_holds_every_key_and_ends_the_run(cfg):
     write_result(trainer, config="vit_b16")
     assert not os.path.exists(f"{cfg.OUTPUT_DIR}/resume.pt")
     result = json.loads(Path(cfg.OUTPUT_DIR, "result.json").read_text())
-    keys = "trainer dataset subsample shots seed backbone config accuracy macro_f1 correct total split_hash"
+    keys = "trainer dataset subsample shots seed backbone classnames config accuracy macro_f1 correct total split_hash"
     assert list(result) == [*keys.split(), "seconds", "peak_memory_mb", "learned_parameters", "versions"]
     assert result["accuracy"] == 100 * result["correct"] / result["total"] and result["total"] == 12
     assert result["learned_parameters"] == 3 * 768 and result["config"] == "vit_b16"

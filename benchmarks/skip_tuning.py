@@ -1,0 +1,319 @@
+"""What a training step, an extraction, a test and a whole run of Skip Tuning cost, against full fine-tuning (FT).
+
+ViT-B/16 with random weights and made-up pictures and class names; nothing is downloaded. Everything is measured in one
+run, the rows taking turns. "plain" is benchmarks/plain.py, the paper as it stands; "exact" is the trainer with its
+savings that change nothing but the cost, preset `recommended`.
+"""
+
+import argparse
+import contextlib
+import io
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
+
+import trainers
+from clip import clip
+from clip.model import CLIP, convert_weights
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import build_trainer
+from dassl.engine.memory import LiveTensors
+from dassl.utils import UserError, write_json
+from trainers.cskip import keep_probability
+
+from .measure import interleaved, machine
+from .paper_memory import estimate
+from .plain import PlainStep, deep_image, shallow_image
+
+SHAPE = dict(
+    embed_dim=512,
+    image_resolution=224,
+    vision_layers=12,
+    vision_width=768,
+    vision_patch_size=16,
+    context_length=77,
+    vocab_size=49408,
+    transformer_width=512,
+    transformer_heads=8,
+    transformer_layers=12,
+)
+ROOT = Path(__file__).parents[1]
+PRESET = ROOT / "configs/trainers/SkipTuning/vit_b16.yaml"
+BATCH, SHOTS, EPOCHS = 4, 16, 20  # of the whole run: the recommended preset, base-to-new
+IMAGES = 32  # per forward pass in extraction and test
+FT, BOTH = "FT plain", "both plain"
+PLAIN = {FT: (0, 1.0), "LSkip only, plain": (6, 1.0), "CSkip only, plain": (0, 0.5), BOTH: (6, 0.5)}  # omega, r
+EXACT = {"both exact": "fp32", "both exact, bf16": "bf16"}
+FITS = 100  # classes up to which rows that keep all of them are measured; beyond, their cost is a straight line
+WORDS = ["red", "old", "sea", "glass", "paper", "wild", "cat", "bird", "boat", "tower", "flower", "engine", "castle"]
+
+
+def class_names(number):
+    """Made-up names of one to four words, as in the usual data sets."""
+    words = random.Random(1)
+    return [" ".join(words.choices(WORDS, k=words.choice([1, 1, 2, 2, 3, 4]))) for _ in range(number)]
+
+
+@DATASET_REGISTRY.register()
+class MadeUp(DatasetBase):
+    """As many classes as DATASET.NUM_SHOTS says, each with a picture that nobody opens."""
+
+    def __init__(self, cfg):
+        names = class_names(cfg.DATASET.NUM_SHOTS)
+        items = [Datum(__file__, label=label, classname=name) for label, name in enumerate(names)]
+        super().__init__(train_x=items, test=items)
+
+
+class Bench:
+    """The model's weights in a file, and what all rows run on."""
+
+    def __init__(self, folder, shape):
+        torch.manual_seed(1)
+        self.folder = folder
+        self.shape = shape
+        model = CLIP(**shape)
+        convert_weights(model)  # as every loaded model is rounded
+        self.weights = model.float().state_dict()
+        save_file(self.weights, folder / "random.safetensors")
+        self.pixels = torch.randn(IMAGES, 3, *[shape["image_resolution"]] * 2)
+
+    def clip_model(self):
+        model = CLIP(**self.shape)
+        model.load_state_dict(self.weights)
+        return model.requires_grad_(False)
+
+    def labels(self, classes):
+        return torch.randint(classes, (BATCH,))
+
+    def plain(self, classes, omega, ratio):
+        """A function that makes one plain step."""
+        model = self.clip_model()
+        tokens = clip.tokenize([f"a photo of a {name}." for name in class_names(classes)])
+        width = model.transformer.width
+        t = torch.randn(model.context_length, classes, width)  # what the features are doesn't change what they cost
+        zero_shot = torch.nn.functional.normalize(torch.randn(classes, model.text_projection.shape[1]), dim=-1)
+        probability = None if ratio == 1 else keep_probability(classes, ratio, 0.3, 50)
+        step = PlainStep(model, tokens, omega, t, probability, zero_shot)
+        cached = shallow_image(model.visual, self.pixels[:BATCH], omega)  # (L, B, D)
+
+        def run():
+            v = cached if omega else shallow_image(model.visual, self.pixels[:BATCH], 0)
+            step(v, self.labels(classes))
+
+        return run
+
+    def trainer(self, classes, precision):
+        """The trainer as a user's command would build it, ready for its first step."""
+        cfg = get_cfg_default()
+        trainers.extend_cfg(cfg)
+        cfg.merge_from_file(PRESET)
+        size = self.shape["image_resolution"]
+        cfg.merge_from_list(["DATASET.NAME", "MadeUp", "DATASET.NUM_SHOTS", classes, "TRAINER.NAME", "SkipTuning"])
+        cfg.merge_from_list(["MODEL.BACKBONE.NAME", str(self.folder / "random.safetensors")])
+        cfg.merge_from_list(["INPUT.SIZE", (size, size), "VERBOSE", False, "DATALOADER.NUM_WORKERS", 0])
+        cfg.merge_from_list(["TRAINER.SKIPTUNING.PREC", precision, "SEED", 1, "OUTPUT_DIR", str(self.folder)])
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = build_trainer(cfg)
+            trainer.before_train()
+        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, sys.maxsize
+        return trainer
+
+    def exact(self, trainer, classes):
+        """A function that makes one step of the trainer."""
+        v = trainer.encode_shallow(self.pixels[:BATCH])
+        return lambda: trainer.forward_backward({"img": v, "label": self.labels(classes)})
+
+
+def matmul_rates(rounds):
+    """{dtype name: floating-point operations per second of a large matrix product}."""
+    size = 2048
+    rows = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.randn(size, size, dtype=dtype)
+        rows[name] = lambda a=a: a @ a
+    return {name: 2 * size**3 / taken for name, taken in interleaved(rows, 5 * rounds).items()}
+
+
+def image_rates(bench, trainers, rounds):
+    """{row: {"extract" or "test": images per second}}; classes are encoded before, as in an evaluation."""
+    visual = bench.clip_model().visual
+    rows = {
+        ("plain", "extract"): lambda: shallow_image(visual, bench.pixels, 6),
+        ("plain", "test"): lambda: deep_image(visual, shallow_image(visual, bench.pixels, 6), 6),
+    }
+    for name, trainer in trainers.items():
+        trainer.text_features = trainer.class_features()
+        rows[name, "extract"] = lambda trainer=trainer: trainer.encode_shallow(bench.pixels)
+        rows[name, "test"] = lambda trainer=trainer: trainer.model_inference(bench.pixels)
+    with torch.no_grad():
+        taken = interleaved(rows, rounds)
+    rates = {}
+    for (name, kind), spent in taken.items():
+        rates.setdefault(name, {})[kind] = IMAGES / spent
+    return rates
+
+
+def peak_memory(make):
+    """The function that `make` returns, and the peak MB of its second call, with all that belongs to it."""
+    with LiveTensors() as before:
+        pass
+    run = make()
+    run()
+    with LiveTensors() as live:
+        run()
+    return run, (live.peak - before.now) / 1e6
+
+
+def operations(run):
+    """Floating-point operations of the matrix products in one call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def kept(classes, ratio):
+    """How many classes CSkip keeps on average."""
+    return float(keep_probability(classes, ratio, 0.3, 50).sum())
+
+
+def measure(bench, classes, rounds):
+    """{row: {ms, gflop, peak_mb, paper_mb}} of one training step with `classes` base classes, and the trainers."""
+    makers, built = {}, {}
+    for name, (omega, ratio) in PLAIN.items():
+        if ratio < 1 or classes <= FITS:
+            makers[name] = lambda omega=omega, ratio=ratio: bench.plain(classes, omega, ratio)
+    for name, precision in EXACT.items():
+
+        def make(name=name, precision=precision):
+            built[name] = bench.trainer(classes, precision)
+            return bench.exact(built[name], classes)
+
+        makers[name] = make
+    runs, rows = {}, {}
+    for name, make in makers.items():
+        runs[name], peak = peak_memory(make)
+        omega, ratio = PLAIN.get(name, (6, 0.5))
+        paper = estimate(BATCH, kept(classes, ratio), 12 - omega, pixels=not omega)
+        rows[name] = {"peak_mb": peak, "paper_mb": paper, "gflop": operations(runs[name]) / 1e9}
+    for name, taken in interleaved(runs, rounds).items():
+        rows[name]["ms"] = taken * 1e3
+    return rows, built
+
+
+def extrapolate(steps):
+    """Add the rows that were too large to measure: their cost is a straight line in the number of classes."""
+    low, high = sorted(steps)[:2] if len(steps) > 1 else (None, None)
+    for classes, rows in steps.items():
+        for name in PLAIN:
+            if name in rows or high is None or high > FITS:
+                continue
+            a, b = steps[low][name], steps[high][name]
+            share = (classes - low) / (high - low)
+            rows[name] = {key: a[key] + share * (b[key] - a[key]) for key in a} | {"extrapolated": True}
+
+
+def whole_run(name, row, classes, rates):
+    """Seconds of a 16-shot run of 20 epochs with a fresh view in each: measured steps and extraction, multiplied."""
+    images = classes * SHOTS * EPOCHS
+    extracts = 0 if PLAIN.get(name, (6,))[0] == 0 else images / rates[name if name in EXACT else "plain"]["extract"]
+    return images / BATCH * row["ms"] / 1e3 + extracts
+
+
+def run(folder, shape, numbers, rounds, progress=lambda text: None):
+    """All measurements as one dictionary, what `--json` writes."""
+    bench = Bench(folder, shape)
+    steps, rates = {}, None
+    for classes in numbers:
+        progress(f"{classes} base classes")
+        steps[classes], built = measure(bench, classes, rounds)
+        rates = rates or image_rates(bench, built, rounds)
+    extrapolate(steps)
+    matmul = matmul_rates(rounds)
+    for classes, rows in steps.items():
+        for name, row in rows.items():
+            row["floor_ms"] = row["gflop"] * 1e12 / matmul[EXACT.get(name, "fp32")]
+            row["run_s"] = whole_run(name, row, classes, rates)
+    flops = {name: rate / 1e9 for name, rate in matmul.items()}
+    return {"machine": machine(), "matmul_gflops": flops, "images_per_second": rates, "steps": steps}
+
+
+def table(result):
+    """The result as text."""
+    lines = [result["machine"]]
+    flops = ", ".join(f"{name} {rate:.0f}" for name, rate in result["matmul_gflops"].items())
+    lines.append(f"large matrix products: {flops} GFLOP/s\n")
+    header = ["M", "", "ms/step", "FT/", "both/", "floor ms", "run s", "FT/", "peak MB", "FT/", "paper-style MB"]
+    body = []
+    for classes, rows in result["steps"].items():
+        for name in [*PLAIN, *EXACT]:
+            if name not in rows:
+                continue
+            row, mark = rows[name], "~" if rows[name].get("extrapolated") else ""
+
+            def ratio(key, base, rows=rows, row=row):
+                return f"{rows[base][key] / row[key]:.1f}x" if base in rows else "-"
+
+            ms, run_s, peak, floor, paper = (
+                f"{row[key]:,.0f}" for key in ("ms", "run_s", "peak_mb", "floor_ms", "paper_mb")
+            )
+            cells = [classes, name, mark + ms, ratio("ms", FT), ratio("ms", BOTH), floor]
+            body.append([*cells, mark + run_s, ratio("run_s", FT), mark + peak, ratio("peak_mb", FT), paper])
+    lines.append(tabulate(body, header, stralign="right", disable_numparse=True))
+    rates = result["images_per_second"]
+    full = rates["plain"]["test"]
+    body = [
+        [name, *(f"{rate[kind]:.1f} ({rate[kind] / full:.1f}x)" for kind in ("extract", "test"))]
+        for name, rate in rates.items()
+    ]
+    lines += ["", tabulate(body, ["images/s", "extraction", "test"], stralign="right", disable_numparse=True)]
+    lines += ["", NOTES]
+    return "\n".join(lines)
+
+
+NOTES = f"""\
+M: base classes; a step: {BATCH} images; CSkip keeps at most 50 classes for sure.
+FT/, both/: the cost of "FT plain" and of "both plain" over the row's.
+run s: {SHOTS} shots, {EPOCHS} epochs, a fresh view of each image in each: the measured step and extraction, multiplied;
+  reading pictures is not in it. ~: a straight line through the two smallest M, as the row does not fit into memory.
+floor: operations of the row's matrix products over the rate of a large one, in the row's precision.
+peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
+  without what a kernel needs for itself and, on the CPU, without the skipped half, which lies in a mapped file.
+paper-style MB: the estimate that the paper's tables give (benchmarks/paper_memory.py).
+images/s: {IMAGES} at a time, once the classes are encoded; in brackets over the plain forward pass of both halves."""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.skip_tuning", description=__doc__)
+    parser.add_argument("--classes", type=int, nargs="+", default=[50, 100, 500, 1000], help="M, base classes")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every row; the median counts (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="50 classes, one round: about two minutes")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
+    args = parser.parse_args(argv)
+    numbers, rounds = ([50], 1) if args.quick else (sorted(set(args.classes)), args.rounds)
+    try:
+        if numbers[0] < 2 or rounds < 1:
+            raise UserError("--classes must be 2 or more, and --rounds 1 or more")
+        if args.json and Path(args.json).exists():
+            raise UserError(f"{args.json} exists: name another file, or remove it")
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(Path(folder), SHAPE, numbers, rounds, progress=lambda text: print(text, file=sys.stderr))
+        if args.json:
+            write_json(result, args.json)
+    except KeyboardInterrupt:
+        return 130
+    except (UserError, OSError) as error:
+        print("Error:", error, file=sys.stderr)
+        return 1
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

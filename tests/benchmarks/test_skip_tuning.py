@@ -1,0 +1,92 @@
+"""The cost table: what it measures is what it says, on a CLIP small enough for a test."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import skip_tuning as bench
+from benchmarks.paper_memory import BASE_CLASSES, estimate
+from trainers.cskip import keep_probability
+
+SHAPE = bench.SHAPE | {
+    "image_resolution": 32,
+    "vision_width": 64,
+    "vision_patch_size": 16,
+    "transformer_width": 64,
+    "transformer_heads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return bench.run(tmp_path_factory.mktemp("bench"), SHAPE, [6, 12, 200], rounds=1)
+
+
+def test_every_row_has_its_figures(result):
+    for rows in result["steps"].values():
+        assert list(rows) and set(rows) == {*bench.PLAIN, *bench.EXACT}
+        for row in rows.values():
+            assert all(row[key] > 0 for key in ("ms", "gflop", "floor_ms", "peak_mb", "paper_mb", "run_s"))
+
+
+def test_what_does_not_fit_is_a_straight_line_through_what_was_measured(result):
+    low, high, beyond = (result["steps"][classes][bench.FT] for classes in (6, 12, 200))
+    assert "extrapolated" not in low and beyond["extrapolated"]
+    for key in ("ms", "peak_mb", "gflop"):
+        assert beyond[key] == pytest.approx(low[key] + (200 - 6) / 6 * (high[key] - low[key]))
+
+
+def test_skips_and_exact_savings_each_take_operations_away(result):
+    gflop = {name: row["gflop"] for name, row in result["steps"][12].items()}
+    assert gflop["both exact"] < gflop["both plain"] < gflop["LSkip only, plain"] < gflop["FT plain"]
+    assert gflop["both plain"] < gflop["CSkip only, plain"] < gflop["FT plain"]
+
+
+def test_a_whole_run_is_its_steps_and_one_extraction_per_epoch(result):
+    row = result["steps"][12]["both exact"]
+    images = 12 * 16 * 20
+    expected = images / 4 * row["ms"] / 1e3 + images / result["images_per_second"]["both exact"]["extract"]
+    assert row["run_s"] == pytest.approx(expected)
+    ft = result["steps"][12]["FT plain"]
+    assert ft["run_s"] == pytest.approx(images / 4 * ft["ms"] / 1e3)
+
+
+def test_table_names_the_machine_the_rates_and_every_row(result):
+    text = bench.table(result)
+    assert torch.__version__ in text and "GFLOP/s" in text and "both exact, bf16" in text and "~" in text
+
+
+def test_command_writes_json_and_never_over_a_file(tmp_path, monkeypatch, capsys, result):
+    monkeypatch.setattr(bench, "run", lambda *args, **kwargs: result)
+    file = tmp_path / "figures.json"
+    assert bench.main(["--quick", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["machine"] == result["machine"]
+    assert bench.main(["--quick", "--json", str(file)]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_classes_that_cannot_be_are_refused(capsys):
+    assert bench.main(["--classes", "0"]) == 1
+    assert "--classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("published", "blocks", "skips_classes"), [(1846, 12, False), (861, 6, False), (404, 6, True), (919, 12, True)]
+)
+def test_paper_style_estimate_reproduces_the_papers_memory(published, blocks, skips_classes):
+    """Table 4: FT, LSkip only, both and CSkip only, averaged over the base classes of eleven datasets."""
+
+    def texts(number):
+        return float(keep_probability(number, 0.5, 0.3, 50, "official").sum()) if skips_classes else number
+
+    mean = sum(map(texts, BASE_CLASSES)) / len(BASE_CLASSES)
+    assert estimate(4, mean, blocks, pixels=blocks == 12) == pytest.approx(published, rel=0.01)
+
+
+def test_images_of_the_rates_are_encoded_as_the_trainer_does(tmp_path):
+    made = bench.Bench(tmp_path, SHAPE)
+    trainer = made.trainer(6, "fp32")
+    v = trainer.encode_shallow(made.pixels)
+    plain = bench.shallow_image(made.clip_model().visual, made.pixels, 6).transpose(0, 1)
+    torch.testing.assert_close(v, plain, rtol=1e-4, atol=1e-4)
