@@ -251,7 +251,7 @@ def sort_val(folder, job, kind):
     if not (job.folder / "valprep.sh").is_file():
         raise UserError(f"{folder} can't be sorted without valprep.sh, which names the classes: run again later")
     text = (job.folder / "valprep.sh").read_text(encoding="utf-8")
-    classes = dict(re.findall(r"^mv (ILSVRC2012_val_\d{8}\.JPEG) (n\d{8})/$", text, re.MULTILINE))
+    classes = dict(re.findall(r"^mv (ILSVRC2012_val_\d{8}\.JPEG) (n\d{8})/[ \t]*$", text, re.MULTILINE))
     for name in tqdm([name for name in flat if name in classes], desc="sorting val", unit=" files"):
         (folder / classes[name]).mkdir(exist_ok=True)
         (folder / name).rename(folder / classes[name] / name)
