@@ -3,7 +3,8 @@
 The deep layers of both CLIP towers are fine-tuned with plain cross-entropy, made cheap by LSkip (lskip.py: the first
 omega blocks run once) and CSkip (cskip.py: only the classes that matter enter the loss). No parameter is added.
 
-This file, lskip.py, cskip.py and precision.py need torch, Dassl and OpenAI's `clip` and nothing else.
+This file, lskip.py, cskip.py, precision.py and family.py need torch, Dassl and OpenAI's `clip` and nothing else; any
+Dassl and any fork's `clip` will do (swap_in.py).
 """
 
 from contextlib import nullcontext
@@ -14,18 +15,14 @@ from torch import nn
 from yacs.config import CfgNode
 
 from clip import clip
-from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 
 from .cskip import keep_probability, masked_cross_entropy, sample_classes
+from .family import FamilyTrainer, UserError, load_clip
 from .lskip import DeepImage, DeepText, LayerCache, Shelf, in_chunks, shallow_image, shallow_text
 from .precision import HALF, PRECISIONS, Learner, autocast, halve, moved_share, sample
-
-try:
-    from dassl.utils import UserError
-except ImportError:  # upstream's Dassl has no error of its own for bad input
-    UserError = ValueError
 
 MODEL = "learnable_params"  # the name under which Dassl registers, saves and loads what is learned
 
@@ -60,7 +57,7 @@ def extend_cfg(cfg):
 
 
 @TRAINER_REGISTRY.register()
-class SkipTuning(TrainerX):
+class SkipTuning(FamilyTrainer):
     @property
     def options(self):
         return self.cfg.TRAINER.SKIPTUNING
@@ -74,9 +71,9 @@ class SkipTuning(TrainerX):
     def build_model(self):
         cfg, options = self.cfg, self.options
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip_model, _ = clip.load(cfg.MODEL.BACKBONE.NAME, device="cpu")
+        clip_model = load_clip(cfg.MODEL.BACKBONE.NAME)
         self.check_backbone(clip_model)
-        self.clip_model = clip_model.float().to(self.device).requires_grad_(False)
+        self.clip_model = clip_model.to(self.device).requires_grad_(False)
         deep = {
             "text_encoder": DeepText(clip_model, options.OMEGA),
             "image_encoder": DeepImage(clip_model.visual, options.OMEGA),

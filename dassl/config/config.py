@@ -23,7 +23,7 @@ class Config(CfgNode):
     """
 
     def merge_from_file(self, cfg_filename):
-        for path, tree in _read_files(cfg_filename):
+        for path, tree in read_files(cfg_filename):
             self._merge(tree, f' in "{path}"')
 
     def merge_from_other_cfg(self, cfg_other):
@@ -44,7 +44,7 @@ class Config(CfgNode):
                 _assign(self, key, value, where)
 
 
-def _read_files(path, within=()):
+def read_files(path, within=()):
     """[(path, its tree)] of a YAML file and, before it, of those it is based on."""
     path = Path(path)
     try:
@@ -62,7 +62,7 @@ def _read_files(path, within=()):
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f'_BASE_ in "{path}" must be a path or a list of paths, not {bases!r}')
-    earlier = [pair for base in bases for pair in _read_files(path.parent / base, (*within, path.resolve()))]
+    earlier = [pair for base in bases for pair in read_files(path.parent / base, (*within, path.resolve()))]
     return [*earlier, (path, tree)]
 
 
