@@ -12,6 +12,8 @@ from dassl.utils import UserError
 #          trainer          does it learn
 METHODS = {"ZeroshotCLIP": False, "FinetuneCLIP": True, "SkipTuning": True}
 LEARNERS = [name for name, learns in METHODS.items() if learns]
+# What must hold to the byte holds in half precision too, with copies of the weights and with a file for the cache.
+VARIANTS = [[], ["TRAINER.SKIPTUNING.PREC", "bf16", "TRAINER.SKIPTUNING.CACHE_LIMIT", "0.0"]]
 
 
 def clip_weights(trainer):
@@ -55,8 +57,9 @@ def test_training_moves_what_is_learned_and_nothing_else(method, make_trainer):
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-def test_the_same_seed_gives_the_same_weights(method, make_trainer):
-    first, second = make_trainer(method), make_trainer(method, "OUTPUT_DIR", "second")
+@pytest.mark.parametrize("variant", VARIANTS, ids=["fp32", "bf16"])
+def test_the_same_seed_gives_the_same_weights(method, variant, make_trainer, tmp_path):
+    first, second = (make_trainer(method, *variant, "OUTPUT_DIR", str(tmp_path / name)) for name in ("one", "two"))
     for trainer in (first, second):
         torch.manual_seed(3)
         trainer.before_train()
@@ -67,10 +70,11 @@ def test_the_same_seed_gives_the_same_weights(method, make_trainer):
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-def test_what_was_saved_gives_the_same_logits_when_loaded(method, make_trainer, tmp_path):
-    trained = make_trainer(method)
+@pytest.mark.parametrize("variant", VARIANTS, ids=["fp32", "bf16"])
+def test_what_was_saved_gives_the_same_logits_when_loaded(method, variant, make_trainer, tmp_path):
+    trained = make_trainer(method, *variant)
     trained.train()
-    loaded = make_trainer(method, "OUTPUT_DIR", str(tmp_path / "other"))
+    loaded = make_trainer(method, *variant, "OUTPUT_DIR", str(tmp_path / "other"))
     loaded.load_model(str(tmp_path / "run"))
     loaded.test()
     images = torch.randn(3, 3, 32, 32)
@@ -79,8 +83,9 @@ def test_what_was_saved_gives_the_same_logits_when_loaded(method, make_trainer, 
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-def test_a_run_that_was_interrupted_ends_with_the_same_bytes(method, make_trainer, tmp_path):
-    opts = ["OPTIM.MAX_EPOCH", "3"]
+@pytest.mark.parametrize("variant", VARIANTS, ids=["fp32", "bf16"])
+def test_a_run_that_was_interrupted_ends_with_the_same_bytes(method, variant, make_trainer, tmp_path):
+    opts = ["OPTIM.MAX_EPOCH", "3", *variant]
     whole = make_trainer(method, *opts)
     whole.train()
     interrupted = make_trainer(method, *opts, "OUTPUT_DIR", str(tmp_path / "cut"))

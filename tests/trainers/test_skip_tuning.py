@@ -173,6 +173,108 @@ def test_log_says_what_share_of_the_weights_moved(make_trainer, capsys, key, val
     assert moved[0] <= share <= moved[1]
 
 
+@pytest.mark.parametrize("scope", ["image", "batch"])
+@pytest.mark.parametrize("decay", ["paper", "official"])
+def test_both_skips_at_their_limits_train_as_full_fine_tuning_does(make_trainer, scope, decay):
+    """R 1 is no class skipping whatever the other options are; with OMEGA 0 nothing is skipped."""
+    opts = [f"TRAINER.SKIPTUNING.{key}" for key in ("OMEGA", "R", "SCOPE", "DECAY", "MAX_TOP")]
+    words = [word for pair in zip(opts, ["0", "1.0", scope, decay, "2"], strict=True) for word in pair]
+    plain = ["INPUT.TRANSFORMS", '["normalize"]']
+    skip, full = make_trainer("SkipTuning", *plain, *words), make_trainer("FinetuneCLIP", *plain)
+    pixels = first_batch(full)
+    first_batch(skip)
+    for _ in range(2):
+        skip.forward_backward({"img": skip.encode_shallow(pixels["img"]), "label": pixels["label"]})
+        full.forward_backward(pixels)
+    for (name, found), expected in zip(skip.deep.named_parameters(), full.deep.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_omega_of_the_whole_depth_trains_the_final_norms_and_projections_alone(make_trainer):
+    trainer = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.OMEGA", "3")
+    before = {name: p.clone() for name, p in trainer.clip_model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.clip_model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {
+        *("ln_final.weight", "ln_final.bias", "text_projection"),
+        *("visual.ln_post.weight", "visual.ln_post.bias", "visual.proj"),
+    }
+    assert trainer.train_loader_x.features.shape == (32, 1, 128)  # the class tokens alone are cached
+
+
+def test_skipped_halves_leave_memory_while_training_runs_and_are_back_behind_it(make_trainer):
+    trainer = make_trainer("SkipTuning")
+    skipped = [
+        *trainer.clip_model.visual.transformer.resblocks[:2].parameters(),
+        trainer.clip_model.visual.conv1.weight,
+    ]
+    skipped += [*trainer.clip_model.transformer.resblocks[:2].parameters(), trainer.clip_model.token_embedding.weight]
+    before = [p.clone() for p in skipped]
+    sizes = []
+    forward_backward = trainer.forward_backward
+    trainer.forward_backward = lambda batch: sizes.append(sum(p.numel() for p in skipped)) or forward_backward(batch)
+    trainer.train()
+    assert len(sizes) == 16 and not any(sizes)
+    assert all(map(torch.equal, skipped, before))
+
+
+def test_a_cache_in_a_file_gives_the_same_weights(make_trainer, tmp_path):
+    runs = []
+    for limit in ("4.0", "0.0"):
+        torch.manual_seed(0)
+        runs.append(
+            make_trainer("SkipTuning", "TRAINER.SKIPTUNING.CACHE_LIMIT", limit, "OUTPUT_DIR", str(tmp_path / limit))
+        )
+        runs[-1].train()
+    inside, outside = runs
+    assert inside.train_loader_x.features.untyped_storage().resizable()
+    assert not outside.train_loader_x.features.untyped_storage().resizable()
+    for found, expected in zip(outside.deep.parameters(), inside.deep.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_run_that_is_tested_after_every_epoch_learns_the_same(make_trainer, tmp_path):
+    once = make_trainer("SkipTuning", "OUTPUT_DIR", str(tmp_path / "once"))
+    often = make_trainer("SkipTuning", "OUTPUT_DIR", str(tmp_path / "often"), "TEST.FINAL_MODEL", "best_val")
+    accuracies, test = [], often.test
+
+    def tested(split):
+        with torch.random.fork_rng():  # a loader draws from the generator that shuffles
+            accuracies.append(test(split))
+        return accuracies[-1]
+
+    often.test = tested
+    for trainer in (once, often):
+        torch.manual_seed(0)
+        trainer.before_train()
+        for trainer.epoch in range(2):
+            trainer.before_epoch()
+            trainer.run_epoch()
+            trainer.after_epoch()
+    assert len(accuracies) == 2
+    for found, expected in zip(often.deep.parameters(), once.deep.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_epochs_and_prompts_of_a_data_set_come_from_the_options(make_trainer):
+    own = ["TRAINER.SKIPTUNING.EPOCHS.Pictures", "1", "TRAINER.SKIPTUNING.TEMPLATES.Pictures", "a drawing of {}."]
+    others = ["TRAINER.SKIPTUNING.EPOCHS.Food101", "9", "TRAINER.SKIPTUNING.TEMPLATES.Food101", "tasty {}."]
+    trainer = make_trainer("SkipTuning", *own, *others)
+    assert trainer.template() == "a drawing of {}."
+    trainer.train()
+    assert trainer.epoch == 0 and trainer.sched.T_max == 1 and trainer.max_epoch == 1
+    assert make_trainer("SkipTuning", *own, "DATASET.TEMPLATE", "this is {}.").template() == "this is {}."
+    plain = make_trainer("SkipTuning", *others)
+    assert plain.template() == "a photo of a {}." and plain.max_epoch == 2
+
+
+def test_names_are_set_into_the_prompt_with_spaces(make_trainer, monkeypatch):
+    prompts, tokenize = [], clip.tokenize
+    monkeypatch.setattr(clip, "tokenize", lambda texts: prompts.extend(texts) or tokenize(texts))
+    make_trainer("SkipTuning", "TRAINER.SKIPTUNING.TEMPLATE", "one {}")
+    assert prompts[:2] == ["one red box", "one green ball"] and len(prompts) == 8
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
