@@ -21,6 +21,17 @@ GRIDS = {
     "omega": {value: f"OMEGA {value}" for value in ("0", "2", "4", "6", "8", "10")},
     "ratio": {value: f"R {value}" for value in ("0.1", "0.3", "0.5", "0.7", "0.9", "1.0")},
     "lambda": {value: f"LAMBDA {value}" for value in ("0.01", "0.1", "0.3", "0.5", "0.7", "0.9", "1.0")},
+    "precision": {value: f"PREC {value}" for value in ("fp32", "bf16", "amp", "fp16_master", "fp16")},
+    "choices": {
+        "preset": "",
+        "scope_image": "SCOPE image",
+        "decay_official": "DECAY official",
+        "resample_run": "RESAMPLE run",
+        "max_top_0": "MAX_TOP 0",
+        "max_top_50": "MAX_TOP 50",
+        "views_1": "VIEWS 1",
+        "single_class": "BATCHES single_class",
+    },
     "components": {"ft": "OMEGA 0 R 1.0", "lskip": "R 1.0", "cskip": "OMEGA 0", "both": ""},
 }
 
@@ -75,13 +86,14 @@ def test_the_new_classes_are_tested_with_the_model_of_the_same_point(ablate):
         assert tested.replace("test_new", "train_base") == trained
 
 
-def test_dataset_preset_seeds_and_shots_can_be_chosen_but_not_the_trainer(ablate):
+def test_dataset_preset_seeds_shots_and_options_of_all_points_can_be_chosen_but_not_the_trainer(ablate):
     ablate("ratio", "dtd", CFG="vit_b16_paper", SEEDS="4 5", SHOTS=8, TRAINER="FinetuneCLIP", OPTIONS="OPTIM.LR 1")
     calls = ablate.calls()
     assert len(calls) == 6 * 2 * 2 + 1
     assert "ablate/ratio/0.1/base2new/train_base/dtd/shots_8/SkipTuning/vit_b16_paper/seed4 " in calls[0]
     assert "--config-file configs/trainers/SkipTuning/vit_b16_paper.yaml" in calls[0]
-    assert not any("FinetuneCLIP" in call or "OPTIM.LR" in call for call in calls)
+    assert all("OPTIM.LR 1 TRAINER.SKIPTUNING.R " in call for call in calls[:-1])
+    assert not any("FinetuneCLIP" in call for call in calls)
 
 
 def test_a_second_time_only_the_table_is_made(ablate):

@@ -1,5 +1,6 @@
 # Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is Skip Tuning base-to-new on one
-# dataset with every seed in SEEDS and the preset CFG, in which only what the point names is changed.
+# dataset with every seed in SEEDS and the preset CFG, in which only what the point names is changed; OPTIONS holds for
+# all points, such as OPTIONS="TRAINER.SKIPTUNING.PREC bf16".
 TRAINER=SkipTuning
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 export TRAINER OUTPUT OPTIONS
@@ -12,10 +13,11 @@ point() { points+=("$*"); }
 # that a slow hour of the machine meets all of them.
 ablate() {
   arguments "[DATASET]" 0 1 "${@:2}"
-  local grid=$OUTPUT/ablate/$1 dataset=${2:-emoji} status=0 seed point name stage
+  local grid=$OUTPUT/ablate/$1 dataset=${2:-emoji} shared=$OPTIONS status=0 seed point name stage
   for seed in $SEEDS; do
     for point in "${points[@]}"; do
       read -r name OPTIONS <<<"$point"
+      OPTIONS="$shared${shared:+ }$OPTIONS"
       OUTPUT=$grid/$name
       settings="OUTPUT=$OUTPUT OPTIONS='$OPTIONS' "
       for stage in base2new_train base2new_test; do
