@@ -295,3 +295,12 @@ def test_checkpoint_of_another_omega_is_refused(make_trainer, tmp_path):
     other = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.OMEGA", "1", "OUTPUT_DIR", str(tmp_path / "other"))
     with pytest.raises(UserError, match="OMEGA"):
         other.load_model(str(tmp_path / "run"))
+
+
+def test_compiled_halves_are_the_same_halves(make_trainer, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda part: compiled.append(part) or part)
+    trainer = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.COMPILE", "True")
+    assert compiled == [trainer.deep["text_encoder"], trainer.deep["image_encoder"]]
+    make_trainer("SkipTuning")
+    assert len(compiled) == 2
