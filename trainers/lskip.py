@@ -17,6 +17,7 @@ import random
 import tempfile
 import time
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -251,7 +252,8 @@ class LayerCache:
         loader: the trainer's own loader of augmented images; its data set, batch size and workers are used.
         encode: images (N, 3, H, W) -> v^omega (N, L, D), on any device; stored on the CPU in the dtype it returns.
         views: how many augmented views of each image are cached; 0 makes a fresh one in every epoch.
-        seed: view number k of an image depends on (seed, k) alone, so a resumed run sees the same views.
+        seed: view number k of an image depends on (seed, k) alone, the batches of epoch n on (seed, n): a resumed run
+            sees the same, and so does a run on another Dassl.
         single_class: every batch holds images of one class, as in the released code; like there, batches are mixed
             where no class has images enough.
         limit: a view of more bytes is kept in a mapped file in `folder` instead of in memory.
@@ -271,11 +273,13 @@ class LayerCache:
         self.single_class = single_class and int(self.labels.bincount().max()) >= self.batch_size
         self.cached = {}  # view number -> v^omega (N, L, D)
         self.features = None  # the current epoch's
+        self.generator = None  # of the current epoch's batches
         self.upcoming = None  # (view, batches of its images, which the loader's workers prepare meanwhile)
 
     def start_epoch(self, epoch, last=False):
         """Make the epoch's view ready and have the workers begin the next one's; -> seconds spent on extraction."""
         began = time.time()
+        self.generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         view = epoch % self.views if self.views else epoch
         if view not in self.cached:
             if not self.views:
@@ -329,13 +333,14 @@ class LayerCache:
     def batches(self):
         """Index tensors (B,) of one epoch, in random order; what doesn't fill a batch is left out, as by Dassl."""
         groups = [torch.arange(len(self.labels))]
+        shuffle = partial(torch.randperm, generator=self.generator)
         if self.single_class:
             groups = [torch.where(self.labels == label)[0] for label in self.labels.unique()]
         size = min(self.batch_size, len(self.labels))
         batches = [
-            part for group in groups for part in group[torch.randperm(len(group))].split(size) if len(part) == size
+            part for group in groups for part in group[shuffle(len(group))].split(size) if len(part) == size
         ]
-        return [batches[i] for i in torch.randperm(len(batches))] if self.single_class else batches
+        return [batches[i] for i in shuffle(len(batches))] if self.single_class else batches
 
     def __len__(self):
         if self.single_class:
