@@ -1,12 +1,15 @@
 """All trainers: importing this package registers them; `extend_cfg` adds their options to the defaults."""
 
-from . import finetune, skip_tuning, zsclip
+from dassl.config import Config
 
-MODULES = (zsclip, finetune, skip_tuning)
+from . import clip_adapter, cocoop, coop, finetune, kgcoop, prograd, skip_tuning, zsclip
+
+MODULES = (zsclip, finetune, skip_tuning, coop, cocoop, prograd, kgcoop, clip_adapter)
 
 
 def extend_cfg(cfg):
     """Options that the CoOp family adds to Dassl's, and every trainer's own node under TRAINER."""
+    cfg.FOR = Config(new_allowed=True)  # options that are other for a data set, "4shots" or "EuroSAT_4shots"
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, new
     cfg.DATASET.TEMPLATE = ""  # prompt with {} for the class; "": the trainer's own for the dataset
     cfg.DATASET.IMAGES = ""  # Custom: folder of class folders, of train, val and test with them, or CSV file

@@ -14,15 +14,17 @@ from dassl.utils import set_random_seed
 
 CLASSES = ["red box", "green_ball", "blue", "a very yellow thing", "grey", "pink bow", "white", "black dot"]
 IMAGES = {"train": 4, "test": 2}  # of each class
+SUBSAMPLES = {"all": slice(None), "base": slice(4), "new": slice(4, None)}
 
 
 @DATASET_REGISTRY.register()
 class Pictures(DatasetBase):
     def __init__(self, cfg):
+        kept = list(enumerate(CLASSES))[SUBSAMPLES[cfg.DATASET.SUBSAMPLE_CLASSES]]
         items = {
             part: [
-                Datum(f"{cfg.DATASET.ROOT}/{part}_{label}_{i}.png", label=label, classname=name)
-                for label, name in enumerate(CLASSES)
+                Datum(f"{cfg.DATASET.ROOT}/{part}_{drawn}_{i}.png", label=label, classname=name)
+                for label, (drawn, name) in enumerate(kept)
                 for i in range(number)
             ]
             for part, number in IMAGES.items()

@@ -1,94 +1,149 @@
 """What every trainer promises. A new method adds one row to METHODS."""
 
 import json
+import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from clip import clip
-from dassl.engine.record import write_result
+from clip.model import CLIP
+from dassl.config import flatten
+from dassl.engine.record import learned_parameters, write_result
 from dassl.utils import UserError
 
-#          trainer          does it learn
-METHODS = {"ZeroshotCLIP": False, "FinetuneCLIP": True, "SkipTuning": True}
-LEARNERS = [name for name, learns in METHODS.items() if learns]
-# What must hold to the byte holds in half precision too, with copies of the weights and with a file for the cache.
-VARIANTS = [[], ["TRAINER.SKIPTUNING.PREC", "bf16", "TRAINER.SKIPTUNING.CACHE_LIMIT", "0.0"]]
+
+class Method(NamedTuple):
+    parameters: int = 0  # learned at ViT-B/16 with the options `published`; 0: nothing learns
+    starts_as_clip: bool = False  # before training it is zero-shot CLIP with "a photo of a {}."
+    opts: tuple = ()  # of the short runs here
+    published: tuple = ()  # of the parameter count
+    node: str = ""  # group of its options, if that isn't its own name
 
 
-def clip_weights(trainer):
-    return {name: value.clone() for name, value in trainer.clip_model.state_dict().items()}
+SKIP = Method(62_099_456, True, published=("TRAINER.SKIPTUNING.OMEGA", "6"))
+LR = "OPTIM.LR"
+METHODS = {
+    "ZeroshotCLIP": Method(0, True),
+    "FinetuneCLIP": Method(123_540_992, True, node="SKIPTUNING"),
+    "SkipTuning": SKIP,
+    "CoOp": Method(8_192, opts=(LR, "0.2")),
+    "CoCoOp": Method(35_360, opts=(LR, "0.02")),
+    "ProGrad": Method(8_192, opts=(LR, "0.2")),
+    "KgCoOp": Method(2_048, True, opts=(LR, "0.2", "TRAINER.KGCOOP.W", "0.5")),
+    "CLIPAdapter": Method(131_072, opts=(LR, "0.1", "TRAINER.CLIPADAPTER.ALPHA", "0.6")),
+}
+LEARNERS = [name for name, method in METHODS.items() if method.parameters]
+PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_before_training_a_method_is_zero_shot_clip(method, make_trainer, random_clip):
-    trainer = make_trainer(method)
-    images = torch.randn(4, 3, 32, 32)
+@pytest.fixture
+def make(make_trainer):
+    """make(method, KEY, VALUE, ...): its trainer, with the options of its row."""
+    return lambda method, *opts: make_trainer(method, *METHODS[method].opts, *opts)
+
+
+def learned(trainer):
+    """The one module that is registered, trained and saved."""
+    (module,) = trainer._models.values()
+    return module
+
+
+def logits(trainer, images):
     trainer.test()
+    with torch.no_grad():
+        return trainer.model_inference(images)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.starts_as_clip])
+def test_before_training_a_method_is_zero_shot_clip(method, make, random_clip):
+    trainer = make(method)
+    images = torch.randn(4, 3, 32, 32)
     prompts = [f"a photo of a {name.replace('_', ' ')}." for name in trainer.dm.dataset.classnames]
     with torch.no_grad():
         expected, _ = random_clip(images, clip.tokenize(prompts))
-        logits = trainer.model_inference(images)
-    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logits(trainer, images), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_leaves_its_numbers(method, make_trainer, tmp_path):
-    trainer = make_trainer(method)
+def test_a_run_leaves_its_numbers(method, make, tmp_path):
+    trainer = make(method)
     trainer.train()
     write_result(trainer, "tiny")
     row = json.loads((tmp_path / "run" / "result.json").read_text())
     assert row["trainer"] == method and row["total"] == 16 and 0 <= row["accuracy"] <= 100
-    learned = sum(p.numel() for p in trainer.deep.parameters()) if METHODS[method] else 0
-    assert row["learned_parameters"] == learned
+    assert row["learned_parameters"] == (
+        sum(p.numel() for p in learned(trainer).parameters()) if trainer._models else 0
+    )
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-def test_training_moves_what_is_learned_and_nothing_else(method, make_trainer):
-    trainer = make_trainer(method)
-    before = clip_weights(trainer)
+def test_at_vit_b16_as_many_parameters_learn_as_published(method, make_trainer, monkeypatch):
+    with torch.device("meta"):
+        model = CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
+    model.to_empty(device="cpu")  # the values don't matter
+    monkeypatch.setattr(clip, "load", lambda *args, **kwargs: (model, None))
+    trainer = make_trainer(method, "INPUT.SIZE", "(224, 224)", *METHODS[method].published)
+    assert learned_parameters(trainer) == METHODS[method].parameters
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_training_moves_all_that_is_learned_and_nothing_else(method, make):
+    trainer = make(method)
+    ours = {id(p) for p in learned(trainer).parameters()}
+    tensors = [*learned(trainer).named_parameters(), *trainer.clip_model.named_parameters()]
+    before = {name: p.detach().clone() for name, p in tensors}
     trainer.train()
-    after = trainer.clip_model.state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    learned = {name for name, p in trainer.clip_model.named_parameters() if p.requires_grad}
-    assert moved and moved <= learned
-    assert {"text_projection", "visual.proj", "ln_final.weight", "visual.ln_post.weight"} <= moved
-    assert not moved & {"logit_scale", "token_embedding.weight", "visual.conv1.weight", "visual.class_embedding"}
+    for name, p in tensors:
+        assert torch.equal(p, before[name]) == (id(p) not in ours), name
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-@pytest.mark.parametrize("variant", VARIANTS, ids=["fp32", "bf16"])
-def test_the_same_seed_gives_the_same_weights(method, variant, make_trainer, tmp_path):
-    first, second = (make_trainer(method, *variant, "OUTPUT_DIR", str(tmp_path / name)) for name in ("one", "two"))
+def test_the_same_seed_gives_the_same_weights(method, make):
+    first, second = make(method), make(method, "OUTPUT_DIR", "second")
     for trainer in (first, second):
         torch.manual_seed(3)
         trainer.before_train()
         trainer.before_epoch()
         trainer.run_epoch()
-    for name, value in first.deep.state_dict().items():
-        assert torch.equal(value, second.deep.state_dict()[name]), name
+    for name, value in learned(first).state_dict().items():
+        assert torch.equal(value, learned(second).state_dict()[name]), name
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-@pytest.mark.parametrize("variant", VARIANTS, ids=["fp32", "bf16"])
-def test_what_was_saved_gives_the_same_logits_when_loaded(method, variant, make_trainer, tmp_path):
-    trained = make_trainer(method, *variant)
+def test_what_was_saved_gives_the_same_logits_when_loaded(method, make, tmp_path):
+    trained = make(method)
     trained.train()
-    loaded = make_trainer(method, *variant, "OUTPUT_DIR", str(tmp_path / "other"))
+    loaded = make(method, "OUTPUT_DIR", str(tmp_path / "other"))
     loaded.load_model(str(tmp_path / "run"))
-    loaded.test()
     images = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(trained.model_inference(images), loaded.model_inference(images))
+    assert torch.equal(logits(trained, images), logits(loaded, images))
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-@pytest.mark.parametrize("variant", VARIANTS, ids=["fp32", "bf16"])
-def test_a_run_that_was_interrupted_ends_with_the_same_bytes(method, variant, make_trainer, tmp_path):
-    opts = ["OPTIM.MAX_EPOCH", "3", *variant]
-    whole = make_trainer(method, *opts)
+def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_there(method, make, tmp_path):
+    def trainer(classes):
+        return make(method, "DATASET.SUBSAMPLE_CLASSES", classes, "OUTPUT_DIR", str(tmp_path / classes))
+
+    trained = trainer("base")
+    trained.train()
+    images, found = torch.randn(3, 3, 32, 32), {"base": None, "new": None, "all": None}
+    found["base"] = logits(trained, images)
+    for classes in ("new", "all"):
+        loaded = trainer(classes)
+        loaded.load_model(str(tmp_path / "base"))
+        found[classes] = logits(loaded, images)
+    apart = torch.cat([found["base"], found["new"]], dim=1)
+    torch.testing.assert_close(found["all"], apart, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_a_run_that_was_interrupted_ends_with_the_same_bytes(method, make, tmp_path):
+    opts = ["OPTIM.MAX_EPOCH", "3"]
+    whole = make(method, *opts)
     whole.train()
-    interrupted = make_trainer(method, *opts, "OUTPUT_DIR", str(tmp_path / "cut"))
+    interrupted = make(method, *opts, "OUTPUT_DIR", str(tmp_path / "cut"))
     forward_backward = interrupted.forward_backward
 
     def interrupt(batch):
@@ -100,24 +155,56 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(method, variant, ma
     with pytest.raises(KeyboardInterrupt):
         interrupted.train()
     torch.manual_seed(99)
-    resumed = make_trainer(method, *opts, "OUTPUT_DIR", str(tmp_path / "cut"))
+    resumed = make(method, *opts, "OUTPUT_DIR", str(tmp_path / "cut"))
     resumed.train()
     assert resumed.start_epoch == 2
-    for name, value in whole.deep.state_dict().items():
-        assert torch.equal(value, resumed.deep.state_dict()[name]), name
+    for name, value in learned(whole).state_dict().items():
+        assert torch.equal(value, learned(resumed).state_dict()[name]), name
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-def test_loss_falls(method, make_trainer):
-    trainer = make_trainer(method, "OPTIM.MAX_EPOCH", "6", "INPUT.TRANSFORMS", '["normalize"]')
+def test_the_loss_falls(method, make):
+    trainer = make(method, "OPTIM.MAX_EPOCH", "6", *PIXELS)
     losses = []
     forward_backward = trainer.forward_backward
-    trainer.forward_backward = lambda batch: losses.append((out := forward_backward(batch))["loss"]) or out
+
+    def record(batch):
+        summary = forward_backward(batch)
+        losses.append(float(summary.get("ce", summary["loss"])))
+        return summary
+
+    trainer.forward_backward = record
     trainer.train()
+    assert all(map(math.isfinite, losses))
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_unknown_backbone_is_one_clear_error(method, make_trainer):
+def test_bf16_trains_and_its_logits_are_near_those_of_fp32(method, make):
+    prec = f"TRAINER.{METHODS[method].node or method.upper()}.PREC"
+    images = torch.randn(3, 3, 32, 32)
+    found = {value: logits(make(method, prec, value), images) for value in ("fp32", "bf16")}
+    torch.testing.assert_close(found["bf16"], found["fp32"], rtol=0.1, atol=0.1 * found["fp32"].std().item())
+    trainer = make(method, prec, "bf16")
+    trainer.train()
+    assert torch.isfinite(logits(trainer, images)).all()
+    if trainer._models:
+        assert {p.dtype for p in learned(trainer).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unknown_backbone_is_one_clear_error(method, make):
     with pytest.raises((UserError, OSError), match="ViT-B/16"):
-        make_trainer(method, "MODEL.BACKBONE.NAME", "ViT-B-16")
+        make(method, "MODEL.BACKBONE.NAME", "ViT-B-16")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unknown_precision_is_an_error_that_lists_the_others(method, make):
+    node = METHODS[method].node or method.upper()
+    with pytest.raises(UserError, match=f"TRAINER.{node}.PREC is 'int8': choose one of auto, fp32, bf16"):
+        make(method, f"TRAINER.{node}.PREC", "int8")
+
+
+def test_every_trainer_has_its_row(make_cfg):
+    nodes = {key.split(".")[1] for key in flatten(make_cfg("")) if key.startswith("TRAINER.") and key.endswith(".PREC")}
+    assert nodes == {method.node or name.upper() for name, method in METHODS.items()}

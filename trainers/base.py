@@ -1,0 +1,210 @@
+"""What all methods share that leave CLIP's own weights as they are and learn something beside them.
+
+A method is one file with one subclass of ClipTrainer, which writes at most five things: `build` (what learns), `classes`
+(class features), `image_features`, `logits` and `loss`. Features are fp32 and not normalised until `logits`.
+
+Savings that change no number are on for every method: texts are encoded once per evaluation; where the image tower has
+nothing to learn (`frozen_images`), training runs on the features of each epoch's views, extracted in large batches, and
+views that no random transform changes are extracted only once. prompts.py has those inside the towers.
+
+Notation: B images, C classes, E joint width.
+"""
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+
+from clip import clip
+from dassl.config import Config
+from dassl.engine import TrainerX
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError
+
+from .lskip import LayerCache, in_chunks
+from .precision import HALF, autocast, halve
+from .prompts import embed, encode_image, encode_text, template
+
+MODEL = "learned"  # the name under which the engine registers, saves and loads what is learned
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "amp")
+NOT_RANDOM = {"normalize", "center_crop"}
+
+
+def add_options(cfg, trainer):
+    """TRAINER.<NAME> with the options that every subclass of ClipTrainer has, to which it adds its own."""
+    node = cfg.TRAINER[trainer.__name__.upper()] = Config()
+    node.PREC = "auto"  # of the frozen CLIP: fp16 on CUDA, fp32 on the CPU; or bf16, amp. What learns is fp32
+    if trainer.frozen_images:
+        node.VIEWS = 0  # augmented views of each image whose features are cached; 0: fresh ones in every epoch
+    return node
+
+
+def resolve(cfg):
+    """`cfg`, frozen, with what FOR says of its shots ("4shots"), its dataset, and both ("EuroSAT_4shots")."""
+    resolved = cfg.clone()
+    resolved.defrost()
+    name, shots = cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots"
+    for key in (shots, name, f"{name}_{shots}"):
+        if key in cfg.FOR:
+            resolved.merge_from_other_cfg(cfg.FOR[key])
+    resolved.freeze()
+    return resolved
+
+
+class ClipTrainer(TrainerX):
+    frozen_images = True  # nothing in or before the image tower learns: `loss` gets features instead of pixels
+    per_step = False  # the learning rate follows steps instead of epochs
+
+    def __init__(self, cfg):
+        super().__init__(resolve(cfg))
+
+    @cached_property
+    def options(self):
+        return self.cfg.TRAINER[type(self).__name__.upper()]
+
+    def check_cfg(self, cfg):
+        name = type(self).__name__.upper()
+        if cfg.TRAINER[name].PREC not in PRECISIONS:
+            raise UserError(f"TRAINER.{name}.PREC is {cfg.TRAINER[name].PREC!r}: choose one of {', '.join(PRECISIONS)}")
+
+    # What a method says of itself
+
+    def build(self):
+        """The module that learns, in fp32 on any device; None if nothing does. `clip_model` and `names` are there."""
+        raise NotImplementedError
+
+    def classes(self):
+        """Class features (C, E), with a graph where something learns; computed once per evaluation."""
+        raise NotImplementedError
+
+    def image_features(self, image):
+        """image (B, 3, H, W) -> features (B, E)."""
+        return self.encode_image(image)
+
+    def logits(self, features, classes):
+        """Image features (B, E) and what `classes` gave -> (B, C)."""
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(classes, dim=-1).t()
+
+    def loss(self, image, label):
+        """-> logits (B, C) and the named terms of the loss, whose sum is minimised.
+
+        image: the frozen tower's features (B, E), or pixels (B, 3, H, W) without `frozen_images`; label (B,).
+        """
+        features = image if self.frozen_images else self.image_features(image)
+        logits = self.logits(features, self.classes())
+        return logits, {"ce": F.cross_entropy(logits, label)}
+
+    def parameter_groups(self):
+        """What the optimizer gets: parameters, or groups of them with options of their own."""
+        return self.learned.parameters()
+
+    def update(self, terms):
+        """Backward pass and step. With a scaled loss, a step whose gradients overflow is left out."""
+        self.model_zero_grad()
+        self.scaler.scale(sum(terms.values())).backward()
+        self.scaler.step(self.optim)
+        self.scaler.update()
+
+    # What methods build on
+
+    @property
+    def scale(self):
+        return self.clip_model.logit_scale.exp().float()
+
+    def encode_image(self, image, prompts=None):
+        """image (B, 3, H, W) -> (B, E); `prompts` as in prompts.py."""
+        with self.autocast():
+            return encode_image(self.clip_model.visual, image, prompts or {}).float()
+
+    def encode_text(self, texts, prompts=None, positions=None):
+        """Embedded texts -> (C, E); all three as in prompts.py."""
+        with self.autocast():
+            return encode_text(self.clip_model, texts, prompts or {}, positions).float()
+
+    @torch.no_grad()
+    def hand_written(self, use="zero_shot"):
+        """Features (C, E) of the hand-written prompts that configs/templates.yaml has for `use`."""
+        prompt = template(self.cfg.DATASET, use)
+        return self.encode_text(embed(self.clip_model, [prompt.format(name) for name in self.names]))
+
+    def autocast(self):
+        return autocast(self.precision, self.device)
+
+    # The engine's side
+
+    def build_model(self):
+        cfg = self.cfg
+        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+        clip_model, _ = clip.load(cfg.MODEL.BACKBONE.NAME, device="cpu")
+        size, needed = tuple(cfg.INPUT.SIZE), (clip_model.visual.input_resolution,) * 2
+        if size != needed:
+            raise UserError(f"INPUT.SIZE is {size}: {cfg.MODEL.BACKBONE.NAME} needs INPUT.SIZE {needed}")
+        self.clip_model = clip_model.float().to(self.device).requires_grad_(False)
+        self.names = [name.replace("_", " ") for name in self.dm.dataset.classnames]
+        self.set_precision()
+        self.learned = self.build()
+        if self.learned is not None:
+            self.register()
+
+    def set_precision(self):
+        self.precision = self.options.PREC
+        if self.precision == "auto":
+            self.precision = "fp16" if self.device.type == "cuda" else "fp32"
+        print(f"Precision: {self.precision}")
+        if self.precision in HALF:
+            halve(self.clip_model, HALF[self.precision])
+        scaled = self.precision == "fp16" or (self.precision == "amp" and self.device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+
+    def register(self):
+        self.learned.to(self.device)
+        optim_cfg = self.cfg.OPTIM.clone()
+        optim_cfg.defrost()
+        if self.per_step:
+            optim_cfg.MAX_EPOCH *= len(self.train_loader_x)
+        self.optim = build_optimizer(self.parameter_groups(), optim_cfg)
+        self.sched = build_lr_scheduler(self.optim, optim_cfg)
+        self.register_model(MODEL, self.learned, self.optim, self.sched)
+        learned = sum(p.numel() for p in self.learned.parameters())
+        print(f"Learned parameters: {learned:,} beside {sum(p.numel() for p in self.clip_model.parameters()):,}")
+
+    def before_train(self):
+        super().before_train()
+        if self.frozen_images and self._models:
+            views = 1 if set(self.cfg.INPUT.TRANSFORMS) <= NOT_RANDOM else self.options.VIEWS
+            self.train_loader_x = LayerCache(self.train_loader_x, self.frozen_features, views, self.cfg.SEED)
+
+    def before_epoch(self):
+        super().before_epoch()
+        if self.frozen_images:
+            last = self.epoch + 1 == self.max_epoch
+            self.extract_seconds += self.train_loader_x.start_epoch(self.epoch, last=last)
+
+    @torch.no_grad()
+    def frozen_features(self, image):
+        """image (N, 3, H, W) -> (N, E) by CLIP alone."""
+        return in_chunks(self.encode_image, image.to(self.device))
+
+    def forward_backward(self, batch):
+        image = batch["img"].to(self.device, non_blocking=True)
+        label = batch["label"].to(self.device, non_blocking=True)
+        logits, terms = self.loss(image, label)
+        last = self.batch_idx + 1 == self.num_batches
+        if last or self.device.type == "cpu":  # asking a GPU means waiting for it, and what is not finite stays so
+            self.detect_anomaly(sum(terms.values()))
+        self.update(terms)
+        if last or self.per_step:
+            self.update_lr()
+        summary = {name: term.detach() for name, term in terms.items()}
+        return {"loss": sum(summary.values()), **summary, "acc": compute_accuracy(logits.detach(), label)[0]}
+
+    @torch.no_grad()
+    def test(self, *args, **kwargs):
+        self.set_model_mode("eval")
+        self.tested_classes = self.classes()
+        return super().test(*args, **kwargs)
+
+    def model_inference(self, image):
+        """image (B, 3, H, W) -> logits (B, C)."""
+        return self.logits(in_chunks(self.image_features, image), self.tested_classes)

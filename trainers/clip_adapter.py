@@ -1,0 +1,51 @@
+"""CLIP-Adapter: Better Vision-Language Models with Feature Adapters (Gao et al., IJCV 2024).
+
+A bottleneck behind the frozen image tower: f' = ALPHA A(f) + (1 - ALPHA) f with A(f) = ReLU(W_2 ReLU(W_1 f)) on features
+that are not normalised (Eq. 4 to 6); the loss is cross-entropy of f' against the features of hand-written prompts. Only
+W_1 and W_2 learn, at test f' serves for new classes too.
+
+As in the released code there is no adapter for text and one ALPHA for all data sets; the paper has both. The
+text features, which never change, are computed once. Skip Tuning's "dagger" form, with image features cached once, is
+VIEWS 1.
+"""
+
+from collections import OrderedDict
+
+from dassl.engine import TRAINER_REGISTRY
+from torch import nn
+
+from .base import ClipTrainer, add_options
+
+
+def extend_cfg(cfg):
+    node = add_options(cfg, CLIPAdapter)
+    node.ALPHA = 0.2  # share of the adapted features
+    node.REDUCTION = 4  # width of the features over that of the bottleneck
+
+
+class Adapter(nn.Sequential):
+    """A(x) = ReLU(W_2 ReLU(W_1 x)): (..., E) -> (..., E), without biases."""
+
+    def __init__(self, width, reduction):
+        super().__init__(
+            OrderedDict(
+                down=nn.Linear(width, width // reduction, bias=False),
+                relu1=nn.ReLU(),
+                up=nn.Linear(width // reduction, width, bias=False),
+                relu2=nn.ReLU(),
+            )
+        )
+
+
+@TRAINER_REGISTRY.register()
+class CLIPAdapter(ClipTrainer):
+    def build(self):
+        self.hand = self.hand_written()  # (C, E)
+        return Adapter(self.clip_model.visual.output_dim, self.options.REDUCTION)
+
+    def classes(self):
+        return self.hand
+
+    def logits(self, features, classes):
+        alpha = self.options.ALPHA
+        return super().logits(alpha * self.learned(features) + (1 - alpha) * features, classes)

@@ -1,0 +1,135 @@
+"""Prompts: hand-written ones, and learned vectors among the tokens of either tower.
+
+Learned vectors come as {block: vectors}: just before that block (from 0) they take the place of some tokens. That is
+CoOp's context (block 0 only), the deep prompts of MaPLe and PromptSRC (the first J blocks) and TCP's class-aware ones.
+`clip_model.encode_text(tokens, edit=...)` computes the same; here are the exact savings of lskip.py besides: tokens with
+which all texts begin run once, in the last block only the pooled token goes beyond keys and values, texts end at their
+end-of-text token, and what holds nothing learned keeps no graph.
+
+Notation: B images, C classes, L tokens, n learned vectors, D width of a tower, E joint width.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from clip import clip
+
+from .lskip import ClassTexts, run_images, run_texts, shallow_image, shallow_text
+
+TEMPLATES = Path(__file__).parents[1] / "configs" / "templates.yaml"
+
+
+# ---- hand-written prompts ------------------------------------------------------------------------------------
+
+
+@cache
+def _table():
+    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+
+
+def template(dataset, use="zero_shot"):
+    """The prompt, with {} for the class, for a DATASET node: its own TEMPLATE, or what the table has for this `use`.
+
+    In the table a data set without an entry for `use` has the one of zero_shot, and without that the default.
+    """
+    row = _table().get(dataset.NAME, {})
+    return dataset.TEMPLATE or row.get(use) or row.get("zero_shot") or _table()["default"]
+
+
+def embed(clip_model, texts):
+    """C texts -> ClassTexts of their tokens' embeddings, in front of block 0; no graph."""
+    device = clip_model.positional_embedding.device
+    return shallow_text(clip_model, clip.tokenize(texts).to(device), 0)
+
+
+# ---- learned vectors in the towers ---------------------------------------------------------------------------
+
+
+def place(texts, vectors, positions):
+    """`texts` with `vectors` (n, D), or (C, n, D), at `positions` (n,), or (C, n).
+
+    One set of vectors at the same positions of all texts has to lie in the beginning that they share.
+    """
+    prefix, own, end = texts
+    vectors = vectors.to(own)
+    if vectors.dim() == 2 and positions.dim() == 1:
+        return texts._replace(prefix=prefix.index_copy(0, positions, vectors))
+    classes, width = len(own), own.shape[-1]
+    own = torch.cat([prefix[1:].expand(classes, -1, -1), own], dim=1)  # from here on only the start token is shared
+    rows = (positions - 1).expand(classes, -1)[..., None].expand(-1, -1, width)  # (C, n, D)
+    own = own.scatter(1, rows, vectors.expand(rows.shape))
+    return ClassTexts(prefix[:1], own, end + len(prefix) - 1)
+
+
+def encode_text(clip_model, texts, prompts, positions=None):
+    """ClassTexts in front of block 0 -> (C, E), not normalised, with `prompts` {block: vectors} at `positions`."""
+    blocks = clip_model.transformer.resblocks
+    for i, block in enumerate(blocks):
+        if i in prompts:
+            vectors = prompts[i]
+            if i == 0:
+                vectors = vectors + clip_model.positional_embedding[positions]
+            texts = place(texts, vectors, positions)
+        texts = run_texts([block], texts, pool=i + 1 == len(blocks))
+    return clip_model.ln_final(texts.own[:, 0]) @ clip_model.text_projection
+
+
+def encode_image(visual, image, prompts):
+    """image (B, 3, H, W) -> (B, E), not normalised; `prompts` {block: vectors (n, D)}.
+
+    Those of block 0 are appended to the patches, without positions and in front of ln_pre; later ones take their place.
+    """
+    x = shallow_image(visual, image, 0)  # (B, L, D)
+    blocks = visual.transformer.resblocks
+    for i, block in enumerate(blocks):
+        if i in prompts:
+            vectors = visual.ln_pre(prompts[i]) if i == 0 else prompts[i]
+            kept = x if i == 0 else x[:, : -len(vectors)]
+            x = torch.cat([kept, vectors.to(x).expand(len(x), -1, -1)], dim=1)
+        x = run_images([block], x, pool=i + 1 == len(blocks))
+    return visual.ln_post(x[:, 0]) @ visual.proj
+
+
+# ---- context vectors -----------------------------------------------------------------------------------------
+
+
+def word_vectors(clip_model, words):
+    """Token embeddings of `words`: (n, D), fp32."""
+    tokens = clip.tokenize(words)[0]
+    tokens = tokens[1 : tokens.argmax()].to(clip_model.positional_embedding.device)
+    return clip_model.token_embedding(tokens).detach().float()
+
+
+def random_vectors(*shape):
+    """Learned vectors as all methods begin them: N(0, 0.02^2), drawn on the CPU."""
+    return 0.02 * torch.randn(shape)
+
+
+class Context(nn.Module):
+    """Learned vectors among the words of every class's prompt (CoOp, IJCV 2022, Sec. 3.2).
+
+    `ctx`, the only thing learned and saved, is (n, D), or (C, n, D) with vectors for each class. The prompts are
+    "<ctx> name." for position "end", "name <ctx>." for "front", and "<ctx> name <ctx>." for "middle".
+    """
+
+    def __init__(self, clip_model, names, vectors, position="end"):
+        super().__init__()
+        self.ctx = nn.Parameter(vectors.clone())
+        n = vectors.shape[-2]
+        before = {"end": n, "middle": n // 2, "front": 0}[position]
+        words = ["X"] * n
+        texts = [" ".join([*words[:before], name, *words[before:]]) + "." for name in names]
+        device = clip_model.positional_embedding.device
+        self.texts = embed(clip_model, texts)
+        self.positions = torch.arange(1, n + 1, device=device)  # (n,)
+        if before < n:
+            length = clip.tokenize(names).argmax(dim=-1).to(device) - 1  # (C,), tokens of each name
+            self.positions = self.positions + length[:, None] * (self.positions > before)  # (C, n)
+
+    def prompts(self, vectors=None):
+        """What encode_text takes, with the context itself or other `vectors` in its place."""
+        return self.texts, {0: self.ctx if vectors is None else vectors}, self.positions
