@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from .family import UserError
+
 EXTRACTION_BATCH = 64  # images that the loader hands to the frozen half at a time
 CHUNK = 8  # of them run at a time on a CPU, whose caches then hold the activations
 
@@ -204,12 +206,17 @@ class DeepText(nn.Module):
 def mapped(shape, dtype, folder):
     """An empty tensor in an unnamed file of `folder`, which takes memory only as far as it is in use.
 
-    Errors: OSError where the disk has no room for it.
+    Errors: UserError where the disk has no room for it.
     """
     size = torch.Size(shape).numel() * dtype.itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash at a later write
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash at a later write
+        except OSError as error:
+            raise UserError(
+                f"No room for {size / 1e9:.1f} GB in {folder} ({error.strerror}): free some there"
+            ) from error
         file.truncate(size)
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
 
@@ -249,7 +256,8 @@ class LayerCache:
     """A training loader that yields cached v^omega instead of pixels: {"img": (B, L, D), "label": (B,)}.
 
     Args:
-        loader: the trainer's own loader of augmented images; its data set, batch size and workers are used.
+        loader: the trainer's own loader of augmented images; its data set, batch size and workers are used. How many
+            workers there are decides, as everywhere in PyTorch, which random numbers a view is made of.
         encode: images (N, 3, H, W) -> v^omega (N, L, D), on any device; stored on the CPU in the dtype it returns.
         views: how many augmented views of each image are cached; 0 makes a fresh one in every epoch.
         seed: view number k of an image depends on (seed, k) alone, the batches of epoch n on (seed, n): a resumed run
@@ -337,9 +345,7 @@ class LayerCache:
         if self.single_class:
             groups = [torch.where(self.labels == label)[0] for label in self.labels.unique()]
         size = min(self.batch_size, len(self.labels))
-        batches = [
-            part for group in groups for part in group[shuffle(len(group))].split(size) if len(part) == size
-        ]
+        batches = [part for group in groups for part in group[shuffle(len(group))].split(size) if len(part) == size]
         return [batches[i] for i in shuffle(len(batches))] if self.single_class else batches
 
     def __len__(self):

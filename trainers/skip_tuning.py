@@ -67,6 +67,15 @@ class SkipTuning(FamilyTrainer):
             value = cfg.TRAINER.SKIPTUNING[key]
             if value not in allowed:
                 raise UserError(f"TRAINER.SKIPTUNING.{key} is {value!r}: choose one of {', '.join(allowed)}")
+        options = cfg.TRAINER.SKIPTUNING
+        for key in ("R", "LAMBDA"):
+            if not options[key] > 0:
+                raise UserError(f"TRAINER.SKIPTUNING.{key} is {options[key]}: it must be above 0")
+        for name, epochs in options.EPOCHS.items():
+            if not (isinstance(epochs, int) and epochs > 0):
+                raise UserError(f"TRAINER.SKIPTUNING.EPOCHS.{name} is {epochs!r}: it must be a whole number from 1")
+        if options.PREC == "fp16" and cfg.OPTIM.NAME != "sgd":
+            raise UserError(f"PREC fp16 is as released, with OPTIM.NAME sgd: {cfg.OPTIM.NAME} needs fp16_master")
 
     def build_model(self):
         cfg, options = self.cfg, self.options

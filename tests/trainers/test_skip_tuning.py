@@ -282,6 +282,9 @@ def test_names_are_set_into_the_prompt_with_spaces(make_trainer, monkeypatch):
         ("TRAINER.SKIPTUNING.DECAY", "linear", "DECAY is 'linear': choose one of paper, official"),
         ("TRAINER.SKIPTUNING.PREC", "fp8", "PREC is 'fp8'"),
         ("TRAINER.SKIPTUNING.OMEGA", "4", r"OMEGA is 4: this backbone's towers can skip 0 to 3"),
+        ("TRAINER.SKIPTUNING.LAMBDA", "0", "LAMBDA is 0.0: it must be above 0"),
+        ("TRAINER.SKIPTUNING.R", "-1", "R is -1.0: it must be above 0"),
+        ("TRAINER.SKIPTUNING.EPOCHS.Pictures", "many", "EPOCHS.Pictures is 'many': it must be a whole number"),
         ("INPUT.SIZE", "(224, 224)", r"needs INPUT.SIZE \(32, 32\)"),
     ],
 )
@@ -304,3 +307,8 @@ def test_compiled_halves_are_the_same_halves(make_trainer, monkeypatch):
     assert compiled == [trainer.deep["text_encoder"], trainer.deep["image_encoder"]]
     make_trainer("SkipTuning")
     assert len(compiled) == 2
+
+
+def test_half_weights_without_masters_are_for_sgd_as_released(make_trainer):
+    with pytest.raises(UserError, match="adamw needs fp16_master"):
+        make_trainer("SkipTuning", "TRAINER.SKIPTUNING.PREC", "fp16", "OPTIM.NAME", "adamw")
