@@ -1,4 +1,4 @@
-"""What differs between the Dassls and the `clip/` packages of the CoOp family, so that a trainer runs on all of them."""
+"""What differs between the Dassls and the `clip/` packages of the CoOp family, so that a trainer runs on all."""
 
 import inspect
 import os

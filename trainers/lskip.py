@@ -212,7 +212,7 @@ def mapped(shape, dtype, folder):
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash at a later write
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a crash at a write
         except OSError as error:
             raise UserError(
                 f"No room for {size / 1e9:.1f} GB in {folder} ({error.strerror}): free some there"
