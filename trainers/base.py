@@ -1,15 +1,17 @@
 """What all methods share that leave CLIP's own weights as they are and learn something beside them.
 
-A method is one file with one subclass of ClipTrainer, which writes at most five things: `build` (what learns), `classes`
-(class features), `image_features`, `logits` and `loss`. Features are fp32 and not normalised until `logits`.
+A method is one file with one subclass of ClipTrainer, which writes at most five things: `build` (what learns),
+`classes` (class features), `image_features`, `logits` and `loss`. Features are fp32 and not normalised until `logits`.
 
 Savings that change no number are on for every method: texts are encoded once per evaluation; where the image tower has
 nothing to learn (`frozen_images`), training runs on the features of each epoch's views, extracted in large batches, and
-views that no random transform changes are extracted only once. prompts.py has those inside the towers.
+views that no random transform changes are extracted only once; what no training step runs through leaves the memory.
+prompts.py has the savings inside the towers.
 
 Notation: B images, C classes, E joint width.
 """
 
+from contextlib import nullcontext
 from functools import cached_property
 
 import torch
@@ -22,7 +24,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError
 
-from .lskip import LayerCache, in_chunks
+from .lskip import LayerCache, Shelf, in_chunks
 from .precision import HALF, autocast, halve
 from .prompts import embed, encode_image, encode_text, template
 
@@ -99,6 +101,10 @@ class ClipTrainer(TrainerX):
         """What the optimizer gets: parameters, or groups of them with options of their own."""
         return self.learned.parameters()
 
+    def resting(self):
+        """The modules that no training step runs through."""
+        return [self.clip_model.visual] if self.frozen_images else []
+
     def update(self, terms):
         """Backward pass and step. With a scaled loss, a step whose gradients overflow is left out."""
         self.model_zero_grad()
@@ -143,6 +149,7 @@ class ClipTrainer(TrainerX):
         self.clip_model = clip_model.float().to(self.device).requires_grad_(False)
         self.names = [name.replace("_", " ") for name in self.dm.dataset.classnames]
         self.set_precision()
+        self.shelf = nullcontext()  # where what rests lies during training
         self.learned = self.build()
         if self.learned is not None:
             self.register()
@@ -171,7 +178,10 @@ class ClipTrainer(TrainerX):
 
     def before_train(self):
         super().before_train()
-        if self.frozen_images and self._models:
+        if not self._models:
+            return
+        self.shelf = Shelf([p for module in self.resting() for p in module.parameters()], self.output_dir)
+        if self.frozen_images:
             views = 1 if set(self.cfg.INPUT.TRANSFORMS) <= NOT_RANDOM else self.options.VIEWS
             self.train_loader_x = LayerCache(self.train_loader_x, self.frozen_features, views, self.cfg.SEED)
 
@@ -184,7 +194,8 @@ class ClipTrainer(TrainerX):
     @torch.no_grad()
     def frozen_features(self, image):
         """image (N, 3, H, W) -> (N, E) by CLIP alone."""
-        return in_chunks(self.encode_image, image.to(self.device))
+        with self.shelf:
+            return in_chunks(self.encode_image, image.to(self.device))
 
     def forward_backward(self, batch):
         image = batch["img"].to(self.device, non_blocking=True)
@@ -199,11 +210,16 @@ class ClipTrainer(TrainerX):
         summary = {name: term.detach() for name, term in terms.items()}
         return {"loss": sum(summary.values()), **summary, "acc": compute_accuracy(logits.detach(), label)[0]}
 
+    def after_train(self):
+        self.shelf.__enter__()  # for good
+        super().after_train()
+
     @torch.no_grad()
     def test(self, *args, **kwargs):
         self.set_model_mode("eval")
         self.tested_classes = self.classes()
-        return super().test(*args, **kwargs)
+        with self.shelf:
+            return super().test(*args, **kwargs)
 
     def model_inference(self, image):
         """image (B, 3, H, W) -> logits (B, C)."""

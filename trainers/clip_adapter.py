@@ -1,18 +1,18 @@
 """CLIP-Adapter: Better Vision-Language Models with Feature Adapters (Gao et al., IJCV 2024).
 
-A bottleneck behind the frozen image tower: f' = ALPHA A(f) + (1 - ALPHA) f with A(f) = ReLU(W_2 ReLU(W_1 f)) on features
-that are not normalised (Eq. 4 to 6); the loss is cross-entropy of f' against the features of hand-written prompts. Only
-W_1 and W_2 learn, at test f' serves for new classes too.
+A bottleneck behind the frozen image tower: f' = ALPHA A(f) + (1 - ALPHA) f with A(f) = ReLU(W_2 ReLU(W_1 f)) on
+features that are not normalised (Eq. 4 to 6); the loss is cross-entropy of f' against the features of hand-written
+prompts. Only W_1 and W_2 learn, at test f' serves for new classes too.
 
-As in the released code there is no adapter for text and one ALPHA for all data sets; the paper has both. The
-text features, which never change, are computed once. Skip Tuning's "dagger" form, with image features cached once, is
-VIEWS 1.
+As in the released code there is no adapter for text and one ALPHA for all data sets; the paper has both. The text
+features, which never change, are computed once. VIEWS 1 is Skip Tuning's "dagger" form: image features cached once.
 """
 
 from collections import OrderedDict
 
-from dassl.engine import TRAINER_REGISTRY
 from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer, add_options
 
@@ -45,6 +45,9 @@ class CLIPAdapter(ClipTrainer):
 
     def classes(self):
         return self.hand
+
+    def resting(self):
+        return [self.clip_model.visual, self.clip_model.transformer, self.clip_model.token_embedding]
 
     def logits(self, features, classes):
         alpha = self.options.ALPHA

@@ -2,16 +2,17 @@
 
 Every image x has a context of its own, v_m(x) = v_m + pi with pi = h(f / |f|) (Sec. 3.2): the meta-net h, Linear - ReLU
 - Linear with a hidden layer of E / 16, gives one vector that is added to all m context vectors. The loss is
-cross-entropy. V and h learn; the context enters in front of text block 0. Also at test the text tower runs once for each
-image, so this is the slowest method by far; as all classes of an image share its context, that part runs once.
+cross-entropy. V and h learn; the context enters in front of text block 0. Also at test the text tower runs once for
+each image, so this is the slowest method by far; the context, which an image's classes share, runs once for them all.
 """
 
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from dassl.engine import TRAINER_REGISTRY
 from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer, add_options
 from .prompts import Context, random_vectors, word_vectors

@@ -1,8 +1,8 @@
 """CoOp: Learning to Prompt for Vision-Language Models (Zhou et al., IJCV 2022).
 
 m context vectors V replace the words around the class name: [SOS] v_1 ... v_m name . [EOT] (Eq. 2); the loss is
-cross-entropy of softmax over <f, g_c> / tau (Eq. 3) with all classes. Only V learns; it enters in front of text block 0,
-where it is given the positions of the words it replaces. New classes and other data sets are tested with the learned V.
+cross-entropy of softmax over <f, g_c> / tau (Eq. 3) with all classes. Only V learns; it enters in front of text block
+0, where it is given the positions of the words it replaces. New classes and other data sets are tested with it.
 
 As in the released code V may stand in front of, behind or around the name, be given words to begin with, and be one for
 each class (CSC), which then says nothing about other classes: loading it for those is refused.

@@ -2,11 +2,12 @@
 
 CoOp's context (m = 4, "a photo of a"), held close to what hand-written prompts say:
 L = CE + W * mean_c (1 - cos(g_c, g_c^clip)), with g^clip from the data set's own prompt. The paper writes the second
-term as squared distance of unit features with weight 8 (Eq. 4 to 6); as |a - b|^2 = 2 - 2 cos, the released code's W = 8
-on 1 - cos, which is what is done here, is 4 in the paper's form. New classes are tested with the learned context.
+term as squared distance of unit features with weight 8 (Eq. 4 to 6); as |a - b|^2 = 2 - 2 cos, the released code's
+W = 8 on 1 - cos, which is what is done here, is 4 in that form. New classes are tested with the learned context.
 """
 
 import torch.nn.functional as F
+
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer, add_options

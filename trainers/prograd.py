@@ -11,6 +11,7 @@ in front of the class, those before them from 0. Here the teacher runs in the pr
 
 import torch
 import torch.nn.functional as F
+
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer, add_options

@@ -2,9 +2,9 @@
 
 Learned vectors come as {block: vectors}: just before that block (from 0) they take the place of some tokens. That is
 CoOp's context (block 0 only), the deep prompts of MaPLe and PromptSRC (the first J blocks) and TCP's class-aware ones.
-`clip_model.encode_text(tokens, edit=...)` computes the same; here are the exact savings of lskip.py besides: tokens with
-which all texts begin run once, in the last block only the pooled token goes beyond keys and values, texts end at their
-end-of-text token, and what holds nothing learned keeps no graph.
+`clip_model.encode_text(tokens, edit=...)` computes the same; here are the exact savings of lskip.py besides: tokens
+with which all texts begin run once, in the last block only the pooled token goes beyond keys and values, texts end at
+their end-of-text token, and what holds nothing learned keeps no graph.
 
 Notation: B images, C classes, L tokens, n learned vectors, D width of a tower, E joint width.
 """
