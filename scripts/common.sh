@@ -1,6 +1,6 @@
 # Shared by all scripts (sourced, not run): settings, output folders, and the one place where a run is started.
 set -euo pipefail
-SCRIPT=$(realpath "$0")
+SCRIPT=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")  # links are not followed: scripts/coop is one to scripts/skip
 # The dataset custom: IMAGES (or DATA) and CLASSNAMES are the user's own files, seen from where the script was called.
 IMAGES=${IMAGES:-${DATA:-}}
 CLASSNAMES=${CLASSNAMES:-}
@@ -9,13 +9,16 @@ for name in IMAGES CLASSNAMES; do
 done
 export IMAGES CLASSNAMES
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-SCRIPT=${SCRIPT#"$(pwd -P)"/}
+SCRIPT=${SCRIPT#"$PWD"/}
+FOLDER=$(dirname "$SCRIPT")
 
 if [ -x .venv/bin/python ]; then PYTHON=${PYTHON:-.venv/bin/python}; fi
 PYTHON=${PYTHON:-python3}
 DATA=${DATA:-./data}
 OUTPUT=${OUTPUT:-./output}
-TRAINER=${TRAINER:-SkipTuning}
+# scripts/clip_adapter/ is for the trainer CLIPAdapter, and so on; scripts/skip/ is for any TRAINER.
+METHOD=$(basename "$FOLDER")
+TRAINER=$(ls configs/trainers | grep -ix "${METHOD//_/}" || echo "${TRAINER:-SkipTuning}")
 SEEDS=${SEEDS:-1 2 3}
 OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py; each ablation sets its own
 
@@ -27,7 +30,7 @@ settings=  # what must stand before the commands that `attempt` remembers
 # arguments NAMES LEAST MOST "$@": stops with a usage line unless the script got LEAST to MOST arguments.
 arguments() {
   if (($# - 3 < $2 || $# - 3 > $3)) || [[ ${4:-} == -* ]]; then
-    echo "usage: [DATA=... PRESET=paper|official|recommended CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
+    echo "usage: [DATA=... PRESET=paper|official|recommended|matched CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
     exit 2
   fi
 }
@@ -67,7 +70,7 @@ finished() {
 trained() {
   place "$1" "$2" "$3"
   if [ ! -e "$folder/result.json" ]; then
-    echo "Error: no finished training in $folder; run this first, with the same settings: bash scripts/skip/$4" >&2
+    echo "Error: no finished training in $folder; run this first, with the same settings: bash $FOLDER/$4" >&2
     exit 1
   fi
 }
@@ -101,9 +104,9 @@ run() {
 attempt() {
   local status=0
   echo "== $settings$*"
-  bash "scripts/skip/$1" "${@:2}" || status=$?
+  bash "$FOLDER/$1" "${@:2}" || status=$?
   if ((status == 130)); then exit 130; fi
-  if ((status)); then failed+="  ${settings}bash scripts/skip/$*"$'\n'; fi
+  if ((status)); then failed+="  ${settings}bash $FOLDER/$*"$'\n'; fi
 }
 
 # report FOLDER...: the tables, then what failed; the exit code says whether all is there.

@@ -102,10 +102,11 @@ def test_trainer_file_lies_in_the_folder_of_a_registered_trainer(path):
 def test_trainer_file_starts_with_the_command_that_uses_it(path):
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header, "no comment on top"
-    scripts = re.findall(r"bash (scripts/skip/\w+\.sh)", header[0])
-    assert scripts and all((ROOT / script).is_file() for script in scripts)
-    if path.parent.name != "SkipTuning":
-        assert f"TRAINER={path.parent.name}" in header[0]
+    scripts = re.findall(r"bash (scripts/(\w+)/\w+\.sh)", header[0])
+    assert scripts and all((ROOT / script).is_file() for script, _ in scripts)
+    for _, method in scripts:
+        own = {"skip": "skiptuning"}.get(method, method.replace("_", ""))
+        assert path.parent.name.lower() == own or f"TRAINER={path.parent.name}" in header[0]
 
 
 def imported(paths):

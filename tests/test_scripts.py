@@ -137,6 +137,29 @@ def test_environment_sets_config_shots_and_trainer(shell):
     assert shell.calls == [command("dtd", 1, "mine", folder, "base", trainer="FinetuneCLIP", shots=4)]
 
 
+def test_the_folder_of_a_method_names_its_trainer(shell):
+    assert shell("clip_adapter/base2new_train.sh", "eurosat", "2", PRESET="matched").returncode == 0
+    folder = "base2new/train_base/eurosat/shots_16/CLIPAdapter/vit_b16_matched/seed2"
+    assert shell.calls == [command("eurosat", 2, "vit_b16_matched", folder, "base", trainer="CLIPAdapter")]
+
+
+def test_every_folder_of_a_method_has_a_trainer_of_its_name_with_all_presets():
+    trainers = {path.name.lower(): path for path in (ROOT / "configs/trainers").iterdir()}
+    for link in (path for path in (ROOT / "scripts").iterdir() if path.is_symlink()):
+        presets = {path.stem for path in trainers[link.name.replace("_", "")].glob("*.yaml")}
+        assert {"embedded", "embedded_matched"} < presets
+        for protocol in ("", "_few_shot", "_xd"):
+            assert {f"vit_b16{protocol}", f"vit_b16_matched{protocol}"} < presets
+
+
+def test_scripts_of_a_method_call_and_name_those_beside_them(shell):
+    done = shell("coop/base2new_test.sh", "dtd", "2")
+    assert "bash scripts/coop/base2new_train.sh dtd 2" in done.stderr
+    done = shell("coop/reproduce_base2new.sh", "dtd", SEEDS="1", FAIL_ON="train_base")
+    assert "  bash scripts/coop/base2new_train.sh dtd 1" in done.stderr.splitlines()
+    assert all("--trainer CoOp " in call for call in shell.calls[:-1])
+
+
 @pytest.mark.parametrize("script", ["base2new_train.sh", "few_shot.sh"])
 def test_the_embedded_dataset_comes_with_the_embedded_config(shell, script):
     shell(f"skip/{script}", "emoji", "1")
