@@ -35,6 +35,7 @@ METHODS = {
     "ProGrad": Method(8_192, opts=ADAM),
     "KgCoOp": Method(2_048, True, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5")),
     "CLIPAdapter": Method(131_072, opts=ADAM),
+    "CLIPLoRA": Method(184_320, True, opts=ADAM),
 }
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops

@@ -1,0 +1,190 @@
+"""CLIP-LoRA: Low-Rank Few-Shot Adaptation of Vision-Language Models (Zanella and Ben Ayed, CVPR Workshops 2024).
+
+In every block of both towers the projections to queries, keys and values become W x + GAMMA B A dropout(x), with A (R,
+D), B (D, R) and dropout masks of their own for each of the three; output projections and MLPs stay as they are. A and B
+learn by cross-entropy with all classes; B starts from 0, so training starts from zero-shot CLIP. New classes are tested
+with the same weights.
+
+As in the released code GAMMA = ALPHA / sqrt(R), where LoRA has ALPHA / R; all data sets have one prompt; a run has 500
+steps for each shot, here in whole epochs; the cosine, there down to 1e-6, goes to 0. Tokens with which all texts begin
+run once, so under dropout the classes share their masks there.
+
+Weights also go to and come from `peft`'s file format, as adapter of transformers' CLIPModel with the same backbone
+("openai/clip-vit-base-patch16" and its like), whose towers have q_proj, k_proj and v_proj. A run leaves them in the
+folder `peft`, in which "use_rslora" says GAMMA; any folder like it, whatever its scale, serves as --model-dir.
+"""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError, write_atomic, write_json
+
+from .base import ClipTrainer, add_options
+from .lskip import run_images, run_texts, shallow_image
+from .prompts import embed
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")  # transformers' names, in the order of OpenAI's packed weight
+
+
+def extend_cfg(cfg):
+    node = add_options(cfg, CLIPLoRA)
+    node.R = 2  # rank
+    node.ALPHA = 1.0  # the low-rank part counts ALPHA / sqrt(R)
+    node.DROPOUT = 0.25  # of that part's input
+    node.TEMPLATE = "a photo of a {}."  # prompt of all data sets; DATASET.TEMPLATE overrules it
+    node.STEPS = 0  # optimizer steps for each shot, in whole epochs; 0: OPTIM.MAX_EPOCH
+
+
+class LowRank(nn.Module):
+    """What one attention layer adds to its projections; the first dimension is q, k, v."""
+
+    def __init__(self, width, options):
+        super().__init__()
+        bound = width**-0.5  # Kaiming's uniform distribution with a = sqrt(5)
+        self.A = nn.Parameter(torch.empty(3, options.R, width).uniform_(-bound, bound))
+        self.B = nn.Parameter(torch.zeros(3, width, options.R))
+        self.gamma = options.ALPHA / math.sqrt(options.R)
+        self.dropout = options.DROPOUT
+
+    def forward(self, x, parts):
+        """Rows x (T, D) -> (T, n D) for the n `parts` of q, k, v."""
+        a, b = (weight[parts].transpose(1, 2).to(x.dtype) for weight in (self.A, self.B))  # (n, D, R), (n, R, D)
+        x = F.dropout(x.expand(len(a), -1, -1), self.dropout, self.training)
+        return self.gamma * (x @ a @ b).transpose(0, 1).flatten(1)
+
+
+class Projection:
+    """Takes the place of an attention layer's packed weight (3 D, D): F.linear with it adds the low-rank part."""
+
+    def __init__(self, weight, low_rank, parts=slice(0, 3)):
+        self.weight = weight
+        self.low_rank = low_rank
+        self.parts = parts
+
+    def __getitem__(self, rows):
+        width = self.weight.shape[1]
+        start, stop, _ = rows.indices(len(self.weight))
+        return Projection(self.weight[rows], self.low_rank, slice(start // width, stop // width))
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """PyTorch calls this instead of F.linear(x, projection, bias)."""
+        x, projection, bias = args
+        return function(x, projection.weight, bias) + projection.low_rank(x, projection.parts)
+
+
+def adapt(block, low_rank):
+    """The block as lskip.py runs it, with another packed weight."""
+    attn = block.attn
+    parts = {"in_proj_bias": attn.in_proj_bias, "out_proj": attn.out_proj, "num_heads": attn.num_heads}
+    attn = SimpleNamespace(in_proj_weight=Projection(attn.in_proj_weight, low_rank), **parts)
+    return SimpleNamespace(ln_1=block.ln_1, attn=attn, ln_2=block.ln_2, mlp=block.mlp)
+
+
+@TRAINER_REGISTRY.register()
+class CLIPLoRA(ClipTrainer):
+    frozen_images = False
+    per_step = True
+
+    def build(self):
+        self.set_epochs()
+        prompt = self.cfg.DATASET.TEMPLATE or self.options.TEMPLATE
+        self.texts = embed(self.clip_model, [prompt.format(name) for name in self.names])
+        towers = {"text": self.clip_model.transformer, "image": self.clip_model.visual.transformer}
+        learned, self.blocks = nn.ModuleDict(), {}
+        for name, tower in towers.items():
+            learned[name] = nn.ModuleList(LowRank(tower.width, self.options) for _ in tower.resblocks)
+            self.blocks[name] = [adapt(*pair) for pair in zip(tower.resblocks, learned[name], strict=True)]
+        return learned
+
+    def set_epochs(self):
+        steps = self.options.STEPS * self.cfg.DATASET.NUM_SHOTS
+        if steps > 0:
+            self.cfg.defrost()
+            self.cfg.OPTIM.MAX_EPOCH = self.max_epoch = math.ceil(steps / len(self.train_loader_x))
+            self.cfg.freeze()
+
+    def resting(self):
+        return [self.clip_model.token_embedding]
+
+    def classes(self):
+        with self.autocast():
+            texts = run_texts(self.blocks["text"], self.texts, pool=True)
+            return (self.clip_model.ln_final(texts.own[:, 0]) @ self.clip_model.text_projection).float()
+
+    def image_features(self, image):
+        visual = self.clip_model.visual
+        with self.autocast():
+            x = run_images(self.blocks["image"], shallow_image(visual, image, 0), pool=True)
+            return (visual.ln_post(x[:, 0]) @ visual.proj).float()
+
+    # peft's format
+
+    def peft_weights(self):
+        """{peft's name: (layer, which of q, k, v)} without the end that tells A and B apart."""
+        return {
+            f"base_model.model.{tower}_model.encoder.layers.{i}.self_attn.{projection}": (layer, part)
+            for tower, layers in (("text", self.learned["text"]), ("vision", self.learned["image"]))
+            for i, layer in enumerate(layers)
+            for part, projection in enumerate(PROJECTIONS)
+        }
+
+    def save_peft(self, folder):
+        """Write peft's two files to `folder`."""
+        options = self.options
+        weights = {}
+        for name, (layer, part) in self.peft_weights().items():
+            weights[f"{name}.lora_A.weight"] = layer.A[part].detach().cpu().contiguous()  # (R, D)
+            weights[f"{name}.lora_B.weight"] = layer.B[part].detach().cpu().contiguous()  # (D, R)
+        config = {"peft_type": "LORA", "r": options.R, "lora_alpha": options.ALPHA, "use_rslora": True, "bias": "none"}
+        config |= {"lora_dropout": options.DROPOUT, "target_modules": list(PROJECTIONS), "inference_mode": True}
+        Path(folder).mkdir(exist_ok=True)
+        write_json(config, Path(folder, CONFIG))
+        write_atomic(Path(folder, WEIGHTS), save(weights, {"format": "pt"}))
+
+    @torch.no_grad()
+    def load_peft(self, folder):
+        """Take the weights from peft's files in `folder`; what they don't adapt is left without a low-rank part.
+
+        Errors: UserError for anything but low-rank parts of rank R for queries, keys and values.
+        """
+        try:
+            config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+            weights = load_file(Path(folder, WEIGHTS))
+        except Exception as error:  # safetensors has an error of its own
+            raise UserError(
+                f"{folder} holds no adapter that can be read ({error}); name another --model-dir"
+            ) from error
+        if config.get("r") != self.options.R:
+            raise UserError(f"{folder} has rank {config.get('r')}: set TRAINER.CLIPLORA.R to it")
+        rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+        for name, (layer, part) in self.peft_weights().items():
+            layer.B[part] = 0
+            a, b = (weights.pop(f"{name}.lora_{half}.weight", None) for half in "AB")
+            if a is not None and b is not None:
+                if (a.shape, b.shape) != (layer.A[part].shape, layer.B[part].shape):
+                    raise UserError(f"{folder} has {name} of another size: it is for another backbone")
+                layer.A[part] = a
+                layer.B[part] = b * (config.get("lora_alpha", 8) / rank / layer.gamma)
+        if weights:
+            raise UserError(f"{folder} adapts {next(iter(weights))}: only q_proj, k_proj and v_proj can be here")
+
+    def after_train(self):
+        self.save_peft(Path(self.output_dir, "peft"))
+        super().after_train()
+
+    def load_model(self, directory, epoch=None):
+        if directory and Path(directory, CONFIG).exists():
+            self.load_peft(directory)
+            print(f"Load {directory}, in peft's format")
+        else:
+            super().load_model(directory, epoch)
