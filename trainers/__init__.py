@@ -2,9 +2,9 @@
 
 from dassl.config import Config
 
-from . import clip_adapter, clip_lora, cocoop, coop, finetune, kgcoop, prograd, skip_tuning, zsclip
+from . import clip_adapter, clip_lora, cocoop, coop, dept, finetune, kgcoop, prograd, skip_tuning, zsclip
 
-MODULES = (zsclip, finetune, skip_tuning, coop, cocoop, prograd, kgcoop, clip_adapter, clip_lora)
+MODULES = (zsclip, finetune, skip_tuning, coop, cocoop, prograd, kgcoop, clip_adapter, clip_lora, dept)
 
 
 def extend_cfg(cfg):
