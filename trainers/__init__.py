@@ -2,9 +2,39 @@
 
 from dassl.config import Config
 
-from . import clip_adapter, clip_lora, cocoop, coop, dept, finetune, kgcoop, prograd, skip_tuning, zsclip
+from . import (
+    clip_adapter,
+    clip_lora,
+    cocoop,
+    coop,
+    coprompt,
+    dept,
+    finetune,
+    kgcoop,
+    maple,
+    prograd,
+    promptsrc,
+    skip_tuning,
+    tcp,
+    zsclip,
+)
 
-MODULES = (zsclip, finetune, skip_tuning, coop, cocoop, prograd, kgcoop, clip_adapter, clip_lora, dept)
+MODULES = (
+    zsclip,
+    finetune,
+    skip_tuning,
+    coop,
+    cocoop,
+    prograd,
+    kgcoop,
+    clip_adapter,
+    clip_lora,
+    maple,
+    promptsrc,
+    tcp,
+    coprompt,
+    dept,
+)
 
 
 def extend_cfg(cfg):

@@ -40,6 +40,11 @@ def template(dataset, use="zero_shot"):
     return dataset.TEMPLATE or row.get(use) or row.get("zero_shot") or _table()["default"]
 
 
+def ensemble():
+    """The table's list of prompts whose mean feature stands for a class."""
+    return _table()["ensemble"]
+
+
 def embed(clip_model, texts):
     """C texts -> ClassTexts of their tokens' embeddings, in front of block 0; no graph."""
     device = clip_model.positional_embedding.device

@@ -27,6 +27,11 @@ class Method(NamedTuple):
 LR = "OPTIM.LR"
 ADAM = ("OPTIM.NAME", "adam", LR, "0.02")
 SHORT = ("OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "8")
+DEEP = ("OPTIM.NAME", "adam", LR, "0.005")
+DEPTHS = {  # of the tiny towers' three blocks
+    node: (f"TRAINER.{node}.PROMPT_DEPTH_TEXT", "2", f"TRAINER.{node}.PROMPT_DEPTH_VISION", "3")
+    for node in ("IVLP", "PROMPTSRC")
+}
 METHODS = {
     "ZeroshotCLIP": Method(0, True),
     "FinetuneCLIP": Method(123_540_992, True, node="SKIPTUNING"),
@@ -37,6 +42,15 @@ METHODS = {
     "KgCoOp": Method(2_048, True, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5")),
     "CLIPAdapter": Method(131_072, opts=ADAM),
     "CLIPLoRA": Method(184_320, True, opts=ADAM),
+    "MaPLe": Method(3_555_072, opts=(*DEEP, "TRAINER.MAPLE.PROMPT_DEPTH", "2")),
+    "IVLP": Method(46_080, opts=(*DEEP, *DEPTHS["IVLP"])),
+    "PromptSRC": Method(46_080, opts=(*DEEP, *DEPTHS["PROMPTSRC"])),
+    "TCP": Method(331_904, opts=(*ADAM, "TRAINER.TCP.BLOCK", "2")),
+    "CoPrompt": Method(
+        5_014_528,
+        opts=(*DEEP, "TRAINER.COPROMPT.PROMPT_DEPTH", "2"),
+        published=("TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
+    ),
     "DePT": Method(2_048 + 2_048 + 513 * 8, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5"), exclusive=True),  # 8 classes
 }
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
@@ -110,8 +124,8 @@ def test_training_moves_all_that_is_learned_and_nothing_else(method, make):
 
 
 @pytest.mark.parametrize("method", LEARNERS)
-def test_the_same_seed_gives_the_same_weights(method, make):
-    first, second = make(method), make(method, "OUTPUT_DIR", "second")
+def test_the_same_seed_gives_the_same_weights(method, make, tmp_path):
+    first, second = make(method), make(method, "OUTPUT_DIR", str(tmp_path / "second"))
     for trainer in (first, second):
         torch.manual_seed(3)
         trainer.before_train()

@@ -1,0 +1,96 @@
+"""MaPLe: Multi-modal Prompt Learning (Khattak et al., CVPR 2023).
+
+In front of each of the first J text blocks m learned vectors P_i take the place of the m tokens behind the start token
+(Eq. 2 to 4); in front of the image block of the same number stand their images F_i(P_i), one linear layer for each
+block (Eq. 5 to 8). The first ones are appended to the patches, without positions and before the tower's first norm,
+later ones take their place; from block J on all go their way. The loss is cross-entropy; P and F learn. New classes and
+other data sets are tested with both.
+
+As in the released code P_0 starts from the first m words of "a photo of a", of which the others stay in the prompt,
+the deeper P_i are N(0, 0.02^2), and the deeper F_i begin as copies of one layer. Unlike there all of them are fp32.
+"""
+
+import copy
+
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+
+from .base import ClipTrainer, add_options
+from .prompts import Context, random_vectors, word_vectors
+
+
+def extend_cfg(cfg):
+    node = add_options(cfg, MaPLe)
+    node.N_CTX = 2  # vectors in front of each block, m
+    node.CTX_INIT = "a photo of a"  # the prompt's words, from the first of which they start; fewer than m: N(0, 0.02^2)
+    node.PROMPT_DEPTH = 9  # blocks that get vectors of their own, J
+
+
+def opening(clip_model, names, words, n):
+    """A Context of n vectors that start as the first n of `words`; the other words stay, in front of each name."""
+    words = words.split()
+    if len(words) < n:  # as in the released code
+        return Context(clip_model, names, random_vectors(n, clip_model.transformer.width))
+    kept = [" ".join([*words[n:], name]) for name in names]
+    return Context(clip_model, kept, word_vectors(clip_model, " ".join(words[:n])))
+
+
+class DeepContext(nn.Module):
+    """Learned vectors in front of each of the first `depth` text blocks; UserError if there are not that many."""
+
+    def __init__(self, clip_model, names, words, n, depth):
+        super().__init__()
+        check_depth(clip_model.transformer, depth)
+        self.context = opening(clip_model, names, words, n)
+        self.deeper = nn.ParameterList(random_vectors(*self.context.ctx.shape) for _ in range(1, depth))
+
+    def vectors(self):
+        """depth times (n, D)."""
+        return [self.context.ctx, *self.deeper]
+
+    def prompts(self):
+        """What encode_text takes."""
+        texts, _, positions = self.context.prompts()
+        return texts, dict(enumerate(self.vectors())), positions
+
+
+def check_depth(tower, depth):
+    blocks = len(tower.resblocks)
+    if not 1 <= depth <= blocks:
+        raise UserError(f"No prompts of depth {depth} in a tower of {blocks} blocks: choose a depth of 1 to {blocks}")
+
+
+class CoupledPrompts(nn.Module):
+    """P and F, the learned part of MaPLe, from its options."""
+
+    def __init__(self, clip_model, names, options):
+        super().__init__()
+        depth, visual = options.PROMPT_DEPTH, clip_model.visual.transformer
+        check_depth(visual, depth)
+        self.text = DeepContext(clip_model, names, options.CTX_INIT, options.N_CTX, depth)
+        first, deeper = (nn.Linear(clip_model.transformer.width, visual.width) for _ in range(2))
+        self.couple = nn.ModuleList([first, *(copy.deepcopy(deeper) for _ in range(1, depth))])
+
+    def image(self):
+        """What encode_image takes: {block: (n, D of the image tower)}."""
+        pairs = zip(self.couple, self.text.vectors(), strict=True)
+        return {block: couple(vectors) for block, (couple, vectors) in enumerate(pairs)}
+
+
+@TRAINER_REGISTRY.register()
+class MaPLe(ClipTrainer):
+    frozen_images = False
+
+    def build(self):
+        return CoupledPrompts(self.clip_model, self.names, self.options)
+
+    def classes(self):
+        return self.encode_text(*self.learned.text.prompts())
+
+    def image_features(self, image):
+        return self.encode_image(image, self.learned.image())
+
+    def fixed_options(self):
+        return {"TRAINER.MAPLE.CTX_INIT": self.options.CTX_INIT}
