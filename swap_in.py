@@ -15,6 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,6 @@ examples:
 
 # ---- the family ----------------------------------------------------------------------------------------------
 
-RUN = "{trainer}/{cfg}/seed{seed}"
 COOP = "output/base2new/{part}/{dataset}/shots_{shots}/{trainer}/{cfg}/seed{seed}"
 DEPT = "outputs/base2new/{part}/{trainer}/{dataset}/shots{shots}/{cfg}/seed{seed}"
 VAL_IS_TEST = "validation images are the test images here: leave TEST.FINAL_MODEL at last_step"
@@ -85,6 +85,8 @@ def find_root(path):
         roots = [root for root in roots if all((root / name).exists() for name in needed)]
         if len(roots) > 1:
             raise UserError(f"{path} holds several codebases: give one of {', '.join(map(str, roots))}")
+        if roots and roots[0].resolve() == HERE:
+            raise UserError(f"{path} is this project, which has the trainer: give another codebase's folder")
         if roots:
             return roots[0]
     raise UserError(f"{path} is no codebase of the CoOp family: nowhere in it are {', '.join(needed)} side by side")
@@ -130,7 +132,9 @@ def edit_train(source, name):
     lines = source.splitlines(keepends=True)
     edits = [_registration(extend, name), *_guards(setup, name), *_evaluation(tree, name)]
     newline = "\r\n" if lines[0].endswith("\r\n") else "\n"
-    for first, last, change in sorted(edits, reverse=True):  # from the end, so that earlier positions stay right
+    for first, last, change in sorted(
+        edits, key=lambda e: e[:2], reverse=True
+    ):  # from the end: earlier lines keep their numbers
         lines[first:last] = change([line.rstrip("\r\n") for line in lines[first:last]], newline)
     edited = "".join(lines)
     _check_edit(tree, ast.parse(edited))
@@ -155,6 +159,10 @@ def _registration(extend, name):
     text = REGISTER.format(package=name.lower(), cfg=extend.args.args[0].arg)
     at = last.lineno - 1 if isinstance(last, ast.Return) else last.end_lineno
     block = [f"{' ' * last.col_offset}{line}".rstrip() for line in text.rstrip().split("\n")]
+    return _insertion(at, block)
+
+
+def _insertion(at, block):
     return at, at, lambda _, newline: [line + newline for line in block]
 
 
@@ -193,26 +201,23 @@ def _evaluation(tree, name):
                 f'{indent}if trainer.cfg.TRAINER.NAME == "{name}":',
                 f"{indent}    trainer.load_model(args.model_dir, epoch=args.load_epoch)",
             ]
-            return [(at, at, lambda _, newline: [line + newline for line in block])]
+            return [_insertion(at, block)]
     return []
 
 
 def _check_edit(before, after):
-    """Nothing that was in the file may be lost or changed: each old statement is found again, word by word."""
+    """UserError unless each simple statement of the old file is found again, word by word, in the new one."""
     old, new = (
-        [ast.dump(n) for n in ast.walk(tree) if isinstance(n, ast.stmt) and _simple(n)] for tree in (before, after)
+        Counter(ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.stmt) and not hasattr(node, "body"))
+        for tree in (before, after)
     )
-    if any(new.count(statement) < old.count(statement) for statement in old):
-        raise UserError("train.py can't be edited safely (a text over several lines stands where an if is needed)")
-
-
-def _simple(node):
-    return not hasattr(node, "body")
+    if old - new:
+        raise UserError("train.py can't be edited safely: a text over several lines stands where an if is needed")
 
 
 # ---- what is added ---------------------------------------------------------------------------------------------
 
-SCRIPTS = {  # script: (arguments, SUBSAMPLE_CLASSES, preset's suffix, seed from, is it a test)
+SCRIPTS = {  # script: (arguments, SUBSAMPLE_CLASSES, suffix of the preset, part of base-to-new)
     "base2new_train": ("DATASET SEED", "base", "", "train_base"),
     "base2new_test": ("DATASET SEED", "new", "", "test_new"),
     "few_shot": ("DATASET SEED SHOTS", "all", "_few_shot", ""),
@@ -323,10 +328,11 @@ def check_name(root, name):
     for file in sorted((root / "trainers").rglob("*.py")):
         with suppress(SyntaxError):
             for node in ast.walk(ast.parse(file.read_bytes())):
-                registered = isinstance(node, ast.ClassDef) and any(
-                    "register" in ast.unparse(d) for d in node.decorator_list
-                )
-                if registered and node.name == name:
+                if (
+                    isinstance(node, ast.ClassDef)
+                    and node.name == name
+                    and "register" in ast.unparse(node).split("class ")[0]
+                ):
                     where = file.relative_to(root)
                     raise UserError(f"{where} registers a trainer called {name} already: choose another --name")
 
@@ -376,26 +382,23 @@ def probe(root):
 
 
 def choose_engine(found, asked):
-    """-> (engine, lines that say why)."""
-    version = ".".join(found["torch"].split(".")[:2])
-    if "dassl" in found or not found.get("file"):
-        if asked == "theirs":
-            raise UserError(f"no Dassl can be imported there ({found.get('dassl', 'no dassl')}): use --engine ours")
-        return "ours", [
-            f"no Dassl can be imported there ({found.get('dassl', 'no dassl')}), so ours is put beside train.py"
-        ]
-    installed = f"the Dassl in {Path(found['file']).parent}"
-    if "warm-up" in found:
-        problem = f"warm-up schedules crash with PyTorch {version} ({found['warm-up']})"
-        remedy = "add OPTIM.WARMUP_EPOCH -1 to commands"
-    elif "checkpoint" in found:
-        problem = f"checkpoints of runs with a warm-up don't load with PyTorch {version} ({found['checkpoint']})"
-        remedy = "add OPTIM.WARMUP_EPOCH -1 to commands"
+    """-> (engine, why)."""
+    if "dassl" in found:
+        problem, remedy = f"no Dassl can be imported there ({found['dassl']})", None
     else:
-        return asked or "theirs", [f"{installed} works with PyTorch {version}"]
-    if asked == "theirs":
-        return "theirs", [f"with {installed} {problem}: {remedy}, or use --engine ours"]
-    return "ours", [f"with {installed} {problem}, so ours is put beside train.py, where it comes first"]
+        where = f"with PyTorch {found['torch'].split('+')[0]} and the Dassl in {Path(found['file']).parent}"
+        remedy = "add OPTIM.WARMUP_EPOCH -1 to commands, or use --engine ours"
+        if "warm-up" in found:
+            problem = f"{where} warm-up schedules crash ({found['warm-up']})"
+        elif "checkpoint" in found:
+            problem = f"{where} checkpoints of runs with a warm-up don't load ({found['checkpoint']})"
+        else:
+            return asked or "theirs", f"{where} all is well"
+    if asked != "theirs":
+        return "ours", f"{problem}; dassl/ beside train.py comes first"
+    if not remedy:
+        raise UserError(f"{problem}: use --engine ours")
+    return "theirs", f"you asked for it, but {problem}: {remedy}"
 
 
 def warnings(found):
@@ -424,14 +427,10 @@ def make_plan(root, fork, name, engine):
     plan = {"train.py": (train, edit_train(train.decode(), name).encode())}
     for path, content in additions(fork, name, engine).items():
         plan[path] = (None, content)
-    taken = sorted({path for path, (before, _) in plan.items() if before is None and os.path.lexists(root / path)})
+    taken = sorted(path for path, (before, _) in plan.items() if before is None and os.path.lexists(root / path))
     if taken:
-        hint = (
-            "it has a dassl/ of its own: use --engine theirs"
-            if taken[0].startswith("dassl/")
-            else "choose another --name"
-        )
-        raise UserError(f"{root / taken[0]} exists already ({hint})")
+        hint = "--engine theirs uses it" if taken[0].startswith("dassl/") else "choose another --name"
+        raise UserError(f"{root / taken[0]} exists already: {hint}")
     return plan
 
 
@@ -450,7 +449,7 @@ def apply(root, plan, facts):
     }
     write_atomic(root / MANIFEST, json.dumps(manifest, indent=1).encode())  # first: a killed run can be undone
     try:
-        for path, (before, after) in plan.items():
+        for path, (_, after) in plan.items():
             replace(root / path, after, executable=path.endswith(".sh"))
     except BaseException:
         undo(root, manifest)
@@ -469,12 +468,9 @@ def replace(path, content, executable=False):
 
 def undo(root, manifest):
     """Everything as before the plan, however much of it was carried out. UserError if a file was changed since."""
-    changed = [path for path in manifest["added"] if state(root, manifest, path) == "changed"]
-    changed += [path for path in manifest["edited"] if state(root, manifest, path) == "changed"]
-    if changed:
-        raise UserError(
-            f"changed since swap_in ({', '.join(changed)}): nothing was undone; move your changes away first"
-        )
+    files = (*manifest["added"], *manifest["edited"])
+    if changed := [path for path in files if state(root, manifest, path) == "changed"]:
+        raise UserError(f"changed since: {', '.join(changed)}; nothing was undone, move your changes away first")
     for path in manifest["added"]:
         (root / path).unlink(missing_ok=True)
     for path, record in manifest["edited"].items():
@@ -557,9 +553,9 @@ def swap_in(args):
     check_clean(root)
     check_name(root, name)
     found = probe(root)
-    engine, reasons = choose_engine(found, args.engine)
+    engine, why = choose_engine(found, args.engine)
     plan = make_plan(root, fork, name, engine)
-    for line in [f"Engine: {engine}, as {'; '.join(reasons)}", *(f"Warning: {line}" for line in warnings(found))]:
+    for line in [f"Engine: {engine}; {why}", *(f"Warning: {line}" for line in warnings(found))]:
         print(line)
     if args.dry_run:
         show(plan)

@@ -197,11 +197,18 @@ def convert_weights(model):
                 parameter.data = parameter.data.half()
 
 
-def build_model(state_dict):
+def build_model(state_dict, design_details=None):
     """The CLIP whose sizes the shapes of `state_dict` imply, in fp16 as OpenAI's, in eval mode.
 
-    Raises RuntimeError for a ResNet tower or for keys that don't fit.
+    `design_details` is what trainers of MaPLe's descendants pass; here it may only ask for plain blocks.
+    Raises RuntimeError for a ResNet tower, for keys that don't fit, or for blocks that hold prompts.
     """
+    if any(
+        (design_details or {}).get(f"{tower}_{size}") for tower in ("vision", "language") for size in ("depth", "ctx")
+    ):
+        raise RuntimeError(
+            "prompts in the blocks are not built here: use Transformer.forward's `edit`, or the fork's clip/"
+        )
     if "visual.proj" not in state_dict:
         raise RuntimeError("these weights hold no vision transformer (no 'visual.proj'): use a ViT backbone")
     weights = {key: value for key, value in state_dict.items() if key not in ARCHIVE_SCALARS}

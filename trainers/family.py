@@ -21,14 +21,15 @@ PLAIN = {"trainer": "CoOp", "vision_depth": 0, "vision_ctx": 0, "language_depth"
 
 def load_clip(name):
     """The CLIP called `name`, with plain blocks, in fp32 on the CPU."""
-    if len(inspect.signature(clip.build_model).parameters) == 1:
+    if hasattr(clip, "read_state_dict"):  # ours, which knows more kinds of files
         return clip.load(name, device="cpu")[0].float()
     path = clip._download(clip._MODELS[name])
     try:
         weights = torch.jit.load(path, map_location="cpu").state_dict()
-    except RuntimeError:  # a plain state dict
+    except RuntimeError:  # no archive; OpenAI's own `load` can't read a plain state dict then
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    return clip.build_model(weights, PLAIN).float()
+    details = [PLAIN] * (len(inspect.signature(clip.build_model).parameters) - 1)
+    return clip.build_model(weights, *details).float()
 
 
 class FamilyTrainer(TrainerX):

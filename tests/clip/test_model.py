@@ -299,3 +299,11 @@ def test_gradients_reach_what_the_edit_brings_in(make_clip, images):
     prompt = torch.zeros(1, 1, 128, requires_grad=True)
     model.encode_image(images(model), edit=lambda i, x: x + prompt if i == 1 else x).square().sum().backward()
     assert prompt.grad.abs().max() > 0
+
+
+def test_design_details_of_maples_descendants_are_accepted_for_plain_blocks_only(make_clip):
+    state_dict = make_clip().state_dict()
+    plain = {"trainer": "CoOp", "vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
+    assert build_model(state_dict, plain).state_dict().keys() == state_dict.keys()
+    with pytest.raises(RuntimeError, match="prompts in the blocks"):
+        build_model(state_dict, plain | {"vision_depth": 9, "vision_ctx": 2})
