@@ -16,6 +16,7 @@ from . import (
     promptsrc,
     skip_tuning,
     tcp,
+    tip_adapter,
     zsclip,
 )
 
@@ -34,6 +35,7 @@ MODULES = (
     tcp,
     coprompt,
     dept,
+    tip_adapter,
 )
 
 

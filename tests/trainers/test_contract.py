@@ -52,6 +52,8 @@ METHODS = {
         published=("TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
     ),
     "DePT": Method(2_048 + 2_048 + 513 * 8, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5"), exclusive=True),  # 8 classes
+    "TipAdapter": Method(0),
+    "TipAdapterF": Method(32 * 512, opts=ADAM),  # 32 images
 }
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
@@ -214,7 +216,7 @@ def test_bf16_trains_and_its_logits_are_near_those_of_fp32(method, make):
     trainer.train()
     assert torch.isfinite(logits(trainer, images)).all()
     if trainer._models:
-        assert {p.dtype for p in learned(trainer).parameters()} == {torch.float32}
+        assert {p.dtype for p in learned(trainer).parameters()} <= {torch.float32}
 
 
 @pytest.mark.parametrize("method", METHODS)
