@@ -76,3 +76,21 @@ def test_classes_are_encoded_once_per_evaluation(make_trainer):
 def test_pictures_of_another_size_are_one_clear_error(make_trainer):
     with pytest.raises(UserError, match=r"needs INPUT.SIZE \(32, 32\)"):
         make_trainer("CoOp", "INPUT.SIZE", "(64, 64)")
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "ProGrad"])
+@pytest.mark.parametrize("precision", ["amp", "fp16"])
+def test_the_first_step_in_half_precision_is_that_of_fp32(make_trainer, trainer, precision):
+    batch = {"img": torch.randn(4, 32), "label": torch.tensor([0, 3, 5, 7])}
+    moved = {}
+    for name in ("fp32", precision):
+        run = make_trainer(trainer, f"TRAINER.{trainer.upper()}.PREC", name)
+        ctx, run.batch_idx, run.num_batches = run.learned.ctx, 0, 2
+        start = ctx.detach().clone()
+        for _ in range(20):  # while the scale of the loss is too high, steps are left out
+            run.forward_backward(batch)
+            if not torch.equal(ctx, start):
+                break
+        moved[name] = (ctx - start).detach().flatten()
+    assert ctx.dtype == torch.float32
+    assert torch.cosine_similarity(moved["fp32"], moved[precision], dim=0) > 0.95

@@ -12,9 +12,7 @@ def test_the_second_term_is_the_distance_from_the_hand_written_prompts(make_trai
     with torch.no_grad():
         ours = random_clip.encode_text(clip.tokenize([f"a photo of a {name}." for name in trainer.names]))
         theirs = random_clip.encode_text(clip.tokenize([f"{name} texture." for name in trainer.names]))
-    squared = (
-        (F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1)).square().sum(dim=-1)
-    )  # the paper's form, weight 4
+    squared = (F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1)).square().sum(dim=-1)  # (C,), the paper's form
     torch.testing.assert_close(terms["kg"].detach(), 4 * squared.mean(), rtol=1e-3, atol=1e-5)
     assert set(terms) == {"ce", "kg"}
 
