@@ -82,9 +82,7 @@ class CoPrompt(ClipTrainer):
         """Frozen features of each class's sentences: (S, C, E)."""
         path = self.options.SENTENCES
         if not path:
-            print(
-                "TRAINER.COPROMPT.SENTENCES is not set: the mean of 60 templates stands in for sentences of the classes"
-            )
+            print("No TRAINER.COPROMPT.SENTENCES: the mean of 60 templates stands in for sentences of the classes")
             return ensemble_features(self)[None]
         sentences = zip(*read_sentences(path, self.names), strict=True)
         with torch.no_grad(), self.shelf:
@@ -107,9 +105,7 @@ class CoPrompt(ClipTrainer):
         with torch.no_grad():
             frozen = self.encode_image(image[1])  # (B, E)
         sentences = self.hand[torch.randint(len(self.hand), ())]  # (C, E)
-        apart = (1 - F.cosine_similarity(classes, sentences)).mean() + (
-            1 - F.cosine_similarity(features, frozen)
-        ).mean()
+        apart = 2 - F.cosine_similarity(classes, sentences).mean() - F.cosine_similarity(features, frozen).mean()
         logits = self.logits(features, classes)
         return logits, {"ce": F.cross_entropy(logits, label), "consistency": self.options.LAMBDA * apart}
 
