@@ -64,10 +64,10 @@ class Inside(ClipTrainer):
             self.compared.append((features, classes))
         return super().logits(features, classes)
 
-    def before_epoch(self):
-        """The host's own part is above this one, the rest is done by `outer`."""
+    def before_train(self):
+        """The host's own part is above this one, the rest is done by `outer`; so it is with the next two."""
 
-    after_epoch = before_epoch
+    before_epoch = after_epoch = before_train
 
 
 @TRAINER_REGISTRY.register()
@@ -129,6 +129,11 @@ class DePT(ClipTrainer):
         return features, classes[label]
 
     # The host's side of the run
+
+    def before_train(self):
+        super().before_train()
+        with self._clock("extract_seconds"):
+            self.host.before_train()
 
     def before_epoch(self):
         super().before_epoch()
