@@ -56,11 +56,12 @@ def test_every_link_into_the_repository_leads_somewhere(link):
 
 def test_options_and_presets_named_exist():
     source = (ROOT / "trainers/skip_tuning.py").read_text()
-    section = README.split("## Which Skip Tuning?")[1].split("## What is where")[0]
+    section = README.split("## Which Skip Tuning?")[1].split("## What it costs")[0]
     for option in re.findall(r"`([A-Z_]{3,})`", section):
-        assert f"node.{option} = " in source or option in ("TRAINER", "CFG"), option
-    for preset in re.findall(r"\| `(vit_b16\w*)`", section):
-        assert (ROOT / f"configs/trainers/SkipTuning/{preset}.yaml").is_file()
+        assert f"node.{option} = " in source or option in ("TRAINER", "CFG", "PRESET"), option
+    for preset in re.findall(r"\| `(paper|official)`", section):
+        for suffix in ("", "_few_shot", "_xd"):
+            assert (ROOT / f"configs/trainers/SkipTuning/vit_b16_{preset}{suffix}.yaml").is_file()
 
 
 def test_the_demo_table_is_there_with_all_three_methods():

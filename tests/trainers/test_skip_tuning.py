@@ -149,10 +149,10 @@ def test_extraction_time_is_counted_apart(make_trainer):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "amp", "fp16_master", "fp16"])
-def test_every_precision_trains_to_finite_weights_near_fp32(make_trainer, precision):
+def test_every_precision_trains_to_finite_weights_near_fp32(make_trainer, precision, tmp_path):
     opts = ["OPTIM.MAX_EPOCH", "1", "INPUT.TRANSFORMS", '["normalize"]', "TRAINER.SKIPTUNING.R", "1.0", "OUTPUT_DIR"]
-    exact = make_trainer("SkipTuning", *opts, "exact")
-    trainer = make_trainer("SkipTuning", *opts, "other", "TRAINER.SKIPTUNING.PREC", precision)
+    exact = make_trainer("SkipTuning", *opts, str(tmp_path / "exact"))
+    trainer = make_trainer("SkipTuning", *opts, str(tmp_path / "other"), "TRAINER.SKIPTUNING.PREC", precision)
     labels = first_batch(exact)["label"]
     first_batch(trainer)
     images = torch.stack([exact.train_loader_x.dataset[i]["img"] for i in range(4)])
