@@ -17,16 +17,12 @@ import train
 from clip import clip
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import build_trainer
 from dassl.utils import read_image
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["ant", "bee", "sea lion", "zebra"]
-TRAINERS = [
-    name
-    for name in TRAINER_REGISTRY.registered_names()
-    if TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
-]
+TRAINERS = ["ZeroshotCLIP", "FinetuneCLIP", "SkipTuning", "CoOp", "CLIPAdapter"]  # one of each kind
 
 
 @pytest.fixture(scope="module")
