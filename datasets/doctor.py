@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError, nearest, read_image, read_json
 
+from .base import SplitDataset
 from .emoji import Emoji
 from .imagenet import ClassFolders, ImageNet, class_folders
 from .imagenetv2 import ImageNetV2
@@ -552,7 +553,8 @@ def wrong_picks(path, split, shots, seed, parts):
 def known_names():
     """{yaml name: class} of the published datasets, and of the one that comes with the code."""
     classes = (DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names())
-    return {cls.stem(): cls for cls in classes if cls is Emoji or cls.stem() in PUBLISHED}
+    ours = [cls for cls in classes if issubclass(cls, SplitDataset)]
+    return {cls.stem(): cls for cls in ours if cls is Emoji or cls.stem() in PUBLISHED}
 
 
 def parse(argv):
