@@ -16,7 +16,7 @@ import train
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
 from dassl.evaluation.evaluator import EvaluatorBase
-from dassl.utils import MissingFile, UserError, read_json, set_random_seed, write_atomic, write_json
+from dassl.utils import MissingFile, Parser, UserError, read_json, set_random_seed, write_atomic, write_json
 from datasets.custom import examine, find_pictures, read_names
 
 EPILOG = """
@@ -38,7 +38,7 @@ def positive(text):
 
 def parse(argv):
     form = argparse.RawTextHelpFormatter
-    parser = train.Parser(prog="python predict.py", description=__doc__, epilog=EPILOG, formatter_class=form)
+    parser = Parser(prog="python predict.py", description=__doc__, epilog=EPILOG, formatter_class=form)
     flag = parser.add_argument
     flag("pictures", nargs="+", help='pictures, folders with pictures, or patterns such as "a/**/*.jpg"')
     flag("--model-dir", required=True, metavar="RUN", help="output folder of the run (holds result.json)")

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import yaml
 
 from dassl.config.config import read_files
-from dassl.utils import UserError, write_atomic
+from dassl.utils import Parser, UserError, write_atomic
 
 HERE = Path(__file__).resolve().parent
 MANIFEST = ".swap_in.json"
@@ -565,14 +565,10 @@ def swap_in(args):
     explain(root, fork, name)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see python swap_in.py --help")
-
-
 def main(argv=None):
     """Exit code: 0 when done, 1 after an error, 130 after Ctrl-C."""
-    parser = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python swap_in.py", description=__doc__, epilog=EPILOG, formatter_class=form)
     parser.add_argument("path", help="folder of the codebase, or one above it")
     parser.add_argument("--engine", choices=("ours", "theirs"), help="whose dassl (default: theirs if it works)")
     parser.add_argument("--name", help="name under which the trainer is registered (default: SkipTuning)")

@@ -18,7 +18,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
 from dassl.engine.record import write_result
-from dassl.utils import MissingFile, UserError, nearest, set_random_seed, setup_logger, write_atomic
+from dassl.utils import MissingFile, Parser, UserError, nearest, set_random_seed, setup_logger, write_atomic
 
 EPILOG = """
 Options given as KEY VALUE pairs come last; flags must stand before them.
@@ -34,11 +34,6 @@ examples:
 
 The same command again resumes an unfinished run and leaves a finished one as it is.
 """
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parse(argv):

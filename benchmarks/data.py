@@ -27,10 +27,10 @@ from PIL import Image, ImageDraw
 from tabulate import tabulate
 from torchvision import transforms as T
 
-from benchmarks.measure import interleaved, machine
+from benchmarks.measure import check_new, interleaved, machine
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
-from dassl.utils import UserError, read_image, write_json
+from dassl.utils import exit_code, read_image, write_json
 
 SIZE = 224
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
@@ -152,8 +152,7 @@ def run(argv):
     parser.add_argument("--quick", action="store_true", help="two pictures of each kind, one round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as well")
     args = parser.parse_args(argv)
-    if args.json and args.json.exists():
-        raise UserError(f"{args.json} exists already; give another name to --json or remove it")
+    check_new(args.json)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), number=2 if args.quick else 6)
@@ -168,14 +167,7 @@ def main(argv=None):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker of a DataLoader
     try:
-        run(argv)
-        return 0
-    except KeyboardInterrupt:
-        print("\nInterrupted; nothing is kept, start it again", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print("Error:", error, file=sys.stderr)
-        return 1
+        return exit_code(lambda: run(argv), "nothing is kept, start it again")
     finally:
         torch.set_num_threads(threads)
 

@@ -3,8 +3,11 @@
 import platform
 import statistics
 import time
+from pathlib import Path
 
 import torch
+
+from dassl.utils import UserError
 
 
 def synchronize():
@@ -34,6 +37,12 @@ def interleaved(rows, rounds, warmup=1):
             if turn >= warmup:
                 taken[name].append(spent)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def check_new(path):
+    """UserError if the file that is to be written (None: none) exists: to be asked before the long work."""
+    if path and Path(path).exists():
+        raise UserError(f"{path} exists already; give another name to --json or remove it")
 
 
 def machine():

@@ -38,7 +38,7 @@ from clip import clip
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
-from dassl.utils import UserError, set_random_seed, write_json
+from dassl.utils import Parser, UserError, exit_code, set_random_seed, write_json
 
 DEFAULTS = {
     "--trainer": "FinetuneCLIP",
@@ -210,7 +210,7 @@ def paint(figure, found, values):
 
 def parse(argv):
     """-> our flags, and train.py's words with the defaults in front."""
-    parser = train.Parser(
+    parser = Parser(
         prog="python -m benchmarks.sensitivity",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -275,14 +275,7 @@ def run(argv):
 
 def main(argv=None):
     """Exit code: 0 when done, 1 after an error, 130 after Ctrl-C."""
-    try:
-        return run(argv)
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print("Error:", error, file=sys.stderr)
-        return 1
+    return exit_code(lambda: run(argv), "the same command goes on from here")
 
 
 if __name__ == "__main__":

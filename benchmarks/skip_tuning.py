@@ -25,10 +25,10 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
 from dassl.engine.memory import LiveTensors
-from dassl.utils import UserError, write_json
+from dassl.utils import UserError, exit_code, write_json
 from trainers.cskip import keep_probability
 
-from .measure import interleaved, machine
+from .measure import check_new, interleaved, machine
 from .paper_memory import estimate
 from .plain import PlainStep, deep_image, shallow_image
 
@@ -160,22 +160,17 @@ def image_rates(bench, trainers, rounds):
     return rates
 
 
-def peak_memory(make):
-    """The function that `make` returns, and the peak MB of its second call, with all that belongs to it."""
+def prepare(make):
+    """The function that `make` returns, warmed up by two calls: floating-point operations of the first one's matrix
+    products, and the peak MB of the second, with all that belongs to it."""
     with LiveTensors() as before:
         pass
     run = make()
-    run()
-    with LiveTensors() as live:
-        run()
-    return run, (live.peak - before.now) / 1e6
-
-
-def operations(run):
-    """Floating-point operations of the matrix products in one call."""
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops()
+    with LiveTensors() as live:
+        run()
+    return run, counter.get_total_flops(), (live.peak - before.now) / 1e6
 
 
 def kept(classes, ratio):
@@ -198,11 +193,11 @@ def measure(bench, classes, rounds):
         makers[name] = make
     runs, rows = {}, {}
     for name, make in makers.items():
-        runs[name], peak = peak_memory(make)
+        runs[name], flops, peak = prepare(make)
         omega, ratio = PLAIN.get(name, (6, 0.5))
         paper = estimate(BATCH, kept(classes, ratio), 12 - omega, pixels=not omega)
-        rows[name] = {"peak_mb": peak, "paper_mb": paper, "gflop": operations(runs[name]) / 1e9}
-    for name, taken in interleaved(runs, rounds).items():
+        rows[name] = {"peak_mb": peak, "paper_mb": paper, "gflop": flops / 1e9}
+    for name, taken in interleaved(runs, rounds, warmup=0).items():
         rows[name]["ms"] = taken * 1e3
     return rows, built
 
@@ -293,26 +288,23 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.skip_tuning", description=__doc__)
     parser.add_argument("--classes", type=int, nargs="+", default=[50, 100, 500, 1000], help="M, base classes")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every row; the median counts (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="50 classes, one round: about two minutes")
+    parser.add_argument("--quick", action="store_true", help="50 classes, one round: a few minutes")
     parser.add_argument("--json", metavar="FILE", help="write all figures there too")
     args = parser.parse_args(argv)
+    return exit_code(lambda: report(args), "nothing is kept, start it again")
+
+
+def report(args):
+    """Measure, write and print what the command line asks for."""
     numbers, rounds = ([50], 1) if args.quick else (sorted(set(args.classes)), args.rounds)
-    try:
-        if numbers[0] < 2 or rounds < 1:
-            raise UserError("--classes must be 2 or more, and --rounds 1 or more")
-        if args.json and Path(args.json).exists():
-            raise UserError(f"{args.json} exists: name another file, or remove it")
-        with tempfile.TemporaryDirectory() as folder:
-            result = run(Path(folder), SHAPE, numbers, rounds, progress=lambda text: print(text, file=sys.stderr))
-        if args.json:
-            write_json(result, args.json)
-    except KeyboardInterrupt:
-        return 130
-    except (UserError, OSError) as error:
-        print("Error:", error, file=sys.stderr)
-        return 1
+    if numbers[0] < 2 or rounds < 1:
+        raise UserError("--classes must be 2 or more, and --rounds 1 or more")
+    check_new(args.json)
+    with tempfile.TemporaryDirectory() as folder:
+        result = run(Path(folder), SHAPE, numbers, rounds, progress=lambda text: print(text, file=sys.stderr))
+    if args.json:
+        write_json(result, args.json)
     print(table(result))
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, UserError, nearest, read_image, read_json
+from dassl.utils import MissingFile, UserError, exit_code, nearest, read_image, read_json
 
 from .base import SplitDataset
 from .emoji import Emoji
@@ -599,16 +599,12 @@ def report(cls, root, decode):
 
 
 def main(argv=None):
-    """Returns the exit code."""
-    try:
-        args, classes = parse(argv)
-        return int(sum([report(cls, args.root, args.decode) for cls in classes]) > 0)
-    except (UserError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted; nothing was changed, the same command starts again", file=sys.stderr)
-        return 130
+    """Exit code: 0 when all is in order, 1 with faults or after an error, 130 after Ctrl-C."""
+    return exit_code(lambda: run(*parse(argv)), "nothing was changed, the same command starts again")
+
+
+def run(args, classes):
+    return int(sum([report(cls, args.root, args.decode) for cls in classes]) > 0)
 
 
 if __name__ == "__main__":

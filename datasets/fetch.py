@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dassl.utils import UserError, write_atomic
+from dassl.utils import UserError, exit_code, write_atomic
 from dassl.utils.archives import unpack
 from dassl.utils.download import DownloadError, alone, download_file, settle_part
 
@@ -404,15 +404,7 @@ def gigabytes(size):
 
 def main(argv=None):
     """Exit code: 0 when all is there, 1 after an error, 130 after Ctrl-C."""
-    try:
-        run(parse(argv))
-        return 0
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: run(parse(argv)), "the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,15 @@ attempt() {
   if ((status)); then failed+="  ${settings}bash $FOLDER/$*"$'\n'; fi
 }
 
+# base2new DATASET SEED: both halves of base-to-new, as far as they are not finished.
+base2new() {
+  local stage shots cfg folder
+  for stage in base2new_train base2new_test; do
+    place $stage "$1" "$2"
+    if ! finished; then attempt $stage.sh "$1" "$2"; fi
+  done
+}
+
 # report FOLDER...: the tables, then what failed; the exit code says whether all is there.
 report() {
   local status=0 root

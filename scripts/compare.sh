@@ -18,12 +18,7 @@ for trainer in $TRAINERS; do
     settings="TRAINER=$trainer PRESET=$preset "
     place base2new_train "$1" 1
     if [ ! -e "configs/trainers/$trainer/$cfg.yaml" ]; then continue; fi  # not every method has every recipe
-    for seed in $SEEDS; do
-      for stage in base2new_train base2new_test; do
-        place $stage "$1" "$seed"
-        if ! finished; then attempt $stage.sh "$1" "$seed"; fi
-      done
-    done
+    for seed in $SEEDS; do base2new "$1" "$seed"; done
   done
 done
 report "$OUTPUT/base2new"

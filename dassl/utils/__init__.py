@@ -1,3 +1,4 @@
+from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError
 from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter
@@ -30,12 +31,14 @@ __all__ = [
     "Logger",
     "MetricMeter",
     "MissingFile",
+    "Parser",
     "Registry",
     "UnknownName",
     "UserError",
     "check_isfile",
     "collect_env_info",
     "count_num_param",
+    "exit_code",
     "listdir_nohidden",
     "load_checkpoint",
     "load_pretrained_weights",

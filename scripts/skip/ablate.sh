@@ -13,17 +13,14 @@ point() { points+=("$*"); }
 # that a slow hour of the machine meets all of them.
 ablate() {
   arguments "[DATASET]" 0 1 "${@:2}"
-  local grid=$OUTPUT/ablate/$1 dataset=${2:-emoji} shared=$OPTIONS status=0 seed point name stage
+  local grid=$OUTPUT/ablate/$1 dataset=${2:-emoji} shared=$OPTIONS status=0 seed point name
   for seed in $SEEDS; do
     for point in "${points[@]}"; do
       read -r name OPTIONS <<<"$point"
       OPTIONS="$shared${shared:+ }$OPTIONS"
       OUTPUT=$grid/$name
       settings="OUTPUT=$OUTPUT OPTIONS='$OPTIONS' "
-      for stage in base2new_train base2new_test; do
-        place $stage "$dataset" "$seed"
-        if ! finished; then attempt $stage.sh "$dataset" "$seed"; fi
-      done
+      base2new "$dataset" "$seed"
     done
   done
   "$PYTHON" -m benchmarks.ablation "$grid" || status=1
