@@ -17,13 +17,13 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from clip import clip
 from dassl.config import Config
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError
 
+from .family import load_clip
 from .lskip import LayerCache, Shelf, in_chunks
 from .precision import HALF, autocast, halve
 from .prompts import embed, encode_image, encode_text, template
@@ -56,6 +56,7 @@ def resolve(cfg):
 
 class ClipTrainer(TrainerX):
     frozen_images = True  # nothing in or before the image tower learns: `loss` gets features instead of pixels
+    frozen_texts = False  # nothing in or before the text tower learns: `classes` is what `build` has computed
     per_step = False  # the learning rate follows steps instead of epochs
 
     def __init__(self, cfg):
@@ -102,8 +103,10 @@ class ClipTrainer(TrainerX):
         return self.learned.parameters()
 
     def resting(self):
-        """The modules that no training step runs through."""
-        return [self.clip_model.visual] if self.frozen_images else []
+        """The modules that no training step runs through; texts are embedded before."""
+        model = self.clip_model
+        towers = (model.visual, self.frozen_images), (model.transformer, self.frozen_texts)
+        return [model.token_embedding, *(tower for tower, frozen in towers if frozen)]
 
     def update(self, terms):
         """Backward pass and step. With a scaled loss, a step whose gradients overflow is left out."""
@@ -140,13 +143,7 @@ class ClipTrainer(TrainerX):
     # The engine's side
 
     def build_model(self):
-        cfg = self.cfg
-        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip_model, _ = clip.load(cfg.MODEL.BACKBONE.NAME, device="cpu")
-        size, needed = tuple(cfg.INPUT.SIZE), (clip_model.visual.input_resolution,) * 2
-        if size != needed:
-            raise UserError(f"INPUT.SIZE is {size}: {cfg.MODEL.BACKBONE.NAME} needs INPUT.SIZE {needed}")
-        self.clip_model = clip_model.float().to(self.device).requires_grad_(False)
+        self.clip_model = load_clip(self.cfg).to(self.device).requires_grad_(False)
         self.names = [name.replace("_", " ") for name in self.dm.dataset.classnames]
         self.set_precision()
         self.shelf = nullcontext()  # where what rests lies during training

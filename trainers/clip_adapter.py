@@ -39,15 +39,14 @@ class Adapter(nn.Sequential):
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(ClipTrainer):
+    frozen_texts = True
+
     def build(self):
         self.hand = self.hand_written()  # (C, E)
         return Adapter(self.clip_model.visual.output_dim, self.options.REDUCTION)
 
     def classes(self):
         return self.hand
-
-    def resting(self):
-        return [self.clip_model.visual, self.clip_model.transformer, self.clip_model.token_embedding]
 
     def logits(self, features, classes):
         alpha = self.options.ALPHA

@@ -113,9 +113,6 @@ class CLIPLoRA(ClipTrainer):
             self.cfg.OPTIM.MAX_EPOCH = self.max_epoch = math.ceil(steps / len(self.train_loader_x))
             self.cfg.freeze()
 
-    def resting(self):
-        return [self.clip_model.token_embedding]
-
     def classes(self):
         with self.autocast():
             texts = run_texts(self.blocks["text"], self.texts, pool=True)

@@ -19,8 +19,18 @@ except ImportError:  # upstream's Dassl has no error of its own for bad input
 PLAIN = {"trainer": "CoOp", "vision_depth": 0, "vision_ctx": 0, "language_depth": 0, "language_ctx": 0}
 
 
-def load_clip(name):
-    """The CLIP called `name`, with plain blocks, in fp32 on the CPU."""
+def load_clip(cfg):
+    """The CLIP that `cfg` names, with plain blocks, in fp32 on the CPU; UserError if its images have another size."""
+    name, size = cfg.MODEL.BACKBONE.NAME, tuple(cfg.INPUT.SIZE)
+    print(f"Loading CLIP (backbone: {name})")
+    clip_model = _load(name)
+    needed = (clip_model.visual.input_resolution,) * 2
+    if size != needed:
+        raise UserError(f"INPUT.SIZE is {size}: {name} needs INPUT.SIZE {needed}")
+    return clip_model
+
+
+def _load(name):
     if hasattr(clip, "read_state_dict"):  # ours, which knows more kinds of files
         return clip.load(name, device="cpu")[0].float()
     path = clip._download(clip._MODELS[name])

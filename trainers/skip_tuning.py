@@ -63,11 +63,10 @@ class SkipTuning(FamilyTrainer):
         return self.cfg.TRAINER.SKIPTUNING
 
     def check_cfg(self, cfg):
-        for key, allowed in CHOICES.items():
-            value = cfg.TRAINER.SKIPTUNING[key]
-            if value not in allowed:
-                raise UserError(f"TRAINER.SKIPTUNING.{key} is {value!r}: choose one of {', '.join(allowed)}")
         options = cfg.TRAINER.SKIPTUNING
+        for key, allowed in CHOICES.items():
+            if options[key] not in allowed:
+                raise UserError(f"TRAINER.SKIPTUNING.{key} is {options[key]!r}: choose one of {', '.join(allowed)}")
         for key in ("R", "LAMBDA"):
             if not options[key] > 0:
                 raise UserError(f"TRAINER.SKIPTUNING.{key} is {options[key]}: it must be above 0")
@@ -79,9 +78,8 @@ class SkipTuning(FamilyTrainer):
 
     def build_model(self):
         cfg, options = self.cfg, self.options
-        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip_model = load_clip(cfg.MODEL.BACKBONE.NAME)
-        self.check_backbone(clip_model)
+        clip_model = load_clip(cfg)
+        self.check_omega(clip_model)
         self.clip_model = clip_model.to(self.device).requires_grad_(False)
         deep = {
             "text_encoder": DeepText(clip_model, options.OMEGA),
@@ -114,14 +112,10 @@ class SkipTuning(FamilyTrainer):
         learned = sum(p.numel() for p in self.deep.parameters())
         print(f"Learned parameters: {learned:,} of {sum(p.numel() for p in clip_model.parameters()):,}")
 
-    def check_backbone(self, clip_model):
-        visual, omega = clip_model.visual, self.options.OMEGA
-        depth = min(clip_model.transformer.layers, visual.transformer.layers)
+    def check_omega(self, clip_model):
+        omega, depth = self.options.OMEGA, min(clip_model.transformer.layers, clip_model.visual.transformer.layers)
         if not 0 <= omega <= depth:
             raise UserError(f"TRAINER.SKIPTUNING.OMEGA is {omega}: this backbone's towers can skip 0 to {depth}")
-        size, needed = tuple(self.cfg.INPUT.SIZE), (visual.input_resolution,) * 2
-        if size != needed:
-            raise UserError(f"INPUT.SIZE is {size}: {self.cfg.MODEL.BACKBONE.NAME} needs INPUT.SIZE {needed}")
 
     def template(self):
         """The data set's own prompt if DATASET.TEMPLATE or TEMPLATES give one, else TEMPLATE."""

@@ -50,6 +50,7 @@ class Cache(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TipAdapterF(ClipTrainer):
+    frozen_texts = True
     per_step = True
     learns = True
 
@@ -68,9 +69,6 @@ class TipAdapterF(ClipTrainer):
 
     def parameter_groups(self):
         return [{"params": list(self.learned.parameters()), "eps": 1e-4}]  # as released
-
-    def resting(self):
-        return [self.clip_model.visual, self.clip_model.transformer, self.clip_model.token_embedding]
 
     def classes(self):
         return self.hand
