@@ -4,7 +4,7 @@
 
 Base, New and H are means and sample standard deviations over seeds, H seed by seed; training seconds include feature
 extraction (in brackets); peak memory is that of training. There is one table, and one PNG in the folder, for each data
-set, preset and number of shots; where a preset ran on several data sets, for their average as well. A run that is
+set, trainer, preset and number of shots; where a preset ran on several data sets, for their average as well. A run that is
 missing or broken is listed and left out.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
@@ -48,14 +48,14 @@ def order(point):
 
 
 def collect(tables, top):
-    """parse_test_res's tables, one for each point -> {(data set, preset, shots, backbone): {point: row}}."""
+    """parse_test_res's tables, one for each point -> {(data set, trainer, preset, shots, backbone): {point: row}}."""
     grids = {}
     for table in tables:
         if table.protocol != "base2new":
             continue
         point = os.path.relpath(table.where.parent, top)  # where: the point's base2new folder
-        for (dataset, _, config), row in (table.rows | table.averages).items():
-            label = (dataset, config, f"{table.shots} shots", table.backbone)
+        for (dataset, trainer, config), row in (table.rows | table.averages).items():
+            label = (dataset, trainer, config, f"{table.shots} shots", table.backbone)
             grids.setdefault(label, {})[point] = row
     return {label: dict(sorted(rows.items(), key=lambda item: order(item[0]))) for label, rows in grids.items()}
 
@@ -115,7 +115,7 @@ def main(argv=None):
     grids = collect(tables, top)
     for label, rows in grids.items():
         print(f"{', '.join(filter(None, label))}, {shown(top)}\n\n{render(top.name, rows)}\n")
-        name = "_".join(label[:3]).replace(" ", "_")
+        name = "_".join(label[:4]).replace(" ", "_")
         plot(folder / f"{name}.png", lambda figure, rows=rows: paint(figure, top.name, rows), size=(10, 4))
         print()
     print(*notes(tables if grids else [], False, None), sep="\n")

@@ -21,6 +21,7 @@ METHOD=$(basename "$FOLDER")
 TRAINER=$(ls configs/trainers | grep -ix "${METHOD//_/}" || echo "${TRAINER:-SkipTuning}")
 SEEDS=${SEEDS:-1 2 3}
 OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py; each ablation sets its own
+PREC=${PREC:-}        # fp32, bf16, amp ...: the trainer's own option; empty: as its preset says
 
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
@@ -30,7 +31,7 @@ settings=  # what must stand before the commands that `attempt` remembers
 # arguments NAMES LEAST MOST "$@": stops with a usage line unless the script got LEAST to MOST arguments.
 arguments() {
   if (($# - 3 < $2 || $# - 3 > $3)) || [[ ${4:-} == -* ]]; then
-    echo "usage: [DATA=... PRESET=paper|official|recommended|matched CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
+    echo "usage: [DATA=... PRESET=paper|official|recommended|matched|cached PREC=... CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
     exit 2
   fi
 }
@@ -94,10 +95,13 @@ run() {
     set -- "$@" DATASET.IMAGES "$IMAGES" DATASET.CLASSNAMES "$CLASSNAMES" DATASET.TEMPLATE "${TEMPLATE:-}"
   fi
   place "$stage" "$dataset" "$seed"
+  local node  # the trainer's options; full fine-tuning has Skip Tuning's
+  node=$(tr a-z A-Z <<<"${TRAINER/FinetuneCLIP/SkipTuning}")
   "$PYTHON" train.py --root "$root" --seed "$seed" --trainer "$TRAINER" \
     --dataset-config-file "configs/datasets/$dataset.yaml" \
     --config-file "configs/trainers/$TRAINER/$cfg.yaml" \
-    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes" $OPTIONS
+    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes" \
+    ${PREC:+"TRAINER.$node.PREC" "$PREC"} $OPTIONS
 }
 
 # attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.

@@ -1,7 +1,6 @@
-# Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is Skip Tuning base-to-new on one
-# dataset with every seed in SEEDS and the preset CFG, in which only what the point names is changed; OPTIONS holds for
-# all points, such as OPTIONS="TRAINER.SKIPTUNING.PREC bf16".
-TRAINER=SkipTuning
+# Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is the folder's method, here Skip
+# Tuning, base-to-new on one dataset with every seed in SEEDS and the preset CFG, in which only what the point names is
+# changed; PREC and OPTIONS hold for all points.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 export TRAINER OUTPUT OPTIONS
 points=()
