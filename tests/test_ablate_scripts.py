@@ -144,3 +144,11 @@ def test_wrong_arguments_end_with_a_usage_line(ablate, args):
     done = ablate("omega", *args)
     assert (done.returncode, ablate.calls()) == (2, [])
     assert done.stderr.strip().endswith("bash scripts/skip/ablate_omega.sh [DATASET]")
+
+
+def test_learning_rates_are_those_of_the_folders_method_and_can_be_chosen(ablate):
+    ablate("lr", SEEDS="1", TRAINER="FinetuneCLIP", RATES="0.1 0.2", PREC="bf16")
+    calls = ablate.calls()
+    assert [call.split("--trainer ")[1].split()[0] for call in calls[:-1]] == ["FinetuneCLIP"] * 4
+    for rate, call in zip(("0.1", "0.1", "0.2", "0.2"), calls, strict=False):
+        assert f"ablate/lr/{rate}/" in call and call.endswith(f"TRAINER.SKIPTUNING.PREC bf16 OPTIM.LR {rate}")

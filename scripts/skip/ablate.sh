@@ -1,7 +1,11 @@
-# Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is the folder's method, here Skip
-# Tuning, base-to-new on one dataset with every seed in SEEDS and the preset CFG, in which only what the point names is
+# Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is Skip Tuning (ablate_lr.sh: any
+# method) base-to-new on one dataset with every seed in SEEDS and the preset CFG, in which only what the point names is
 # changed; PREC and OPTIONS hold for all points.
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+case $0 in
+  *_lr.sh) ;;
+  *) TRAINER=SkipTuning ;;
+esac
 export TRAINER OUTPUT OPTIONS
 points=()
 

@@ -82,14 +82,14 @@ class TestTable:
         plant(2, 80.0, 60.0, config="vit_b16_paper")
         plant(2, 70.0, 60.0, config="vit_b16_official")
         out = table()[2].out
-        assert "emoji, vit_b16_paper, 5 shots, ViT-XS/16-icons" in out
-        assert "emoji, vit_b16_official, 5 shots, ViT-XS/16-icons" in out
+        assert "emoji, SkipTuning, vit_b16_paper, 5 shots, ViT-XS/16-icons" in out
+        assert "emoji, SkipTuning, vit_b16_official, 5 shots, ViT-XS/16-icons" in out
 
     def test_several_datasets_are_averaged_too(self, plant, table):
         plant(2, 80.0, 60.0)
         plant(2, 60.0, 40.0, dataset="dtd")
         out = table()[2].out
-        assert "Average of 2, embedded" in out and "70.00" in out
+        assert "Average of 2, SkipTuning, embedded" in out and "70.00" in out
 
     def test_a_missing_half_is_listed_and_left_out(self, plant, table):
         plant(2, 80.0, 60.0)
@@ -121,7 +121,7 @@ class TestPlot:
         plant(2, 80.0, 60.0)
         out = table()[2].out
         (file,) = plant.folder.glob("*.png")
-        assert file.name == "emoji_embedded_5_shots.png" and f"Plot: {file}" in out
+        assert file.name == "emoji_SkipTuning_embedded_5_shots.png" and f"Plot: {file}" in out
         assert file.read_bytes().startswith(b"\x89PNG")
 
     def test_it_shows_the_means_and_spreads_of_the_table(self, plant, monkeypatch):

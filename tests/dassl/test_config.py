@@ -239,6 +239,13 @@ def test_a_group_in_an_open_node_is_a_node_as_in_yacs(open_cfg, write):
     assert open_cfg.TRAINER.COOP.EPOCHS.DTD.A == 2 and "A: 2" in open_cfg.dump()
 
 
+def test_a_group_in_an_open_node_takes_new_keys_at_every_depth(open_cfg, write):
+    write("b.yaml", "TRAINER:\n  COOP:\n    EPOCHS:\n      DTD: {A: {B: 2e-5}}\n")
+    path = write("a.yaml", "_BASE_: b.yaml\nTRAINER:\n  COOP:\n    EPOCHS:\n      DTD: {A: {B: 0.5, C: 3}, D: {E: 4}}\n")
+    open_cfg.merge_from_file(path)
+    assert open_cfg.TRAINER.COOP.EPOCHS == {"DTD": {"A": {"B": 0.5, "C": 3}, "D": {"E": 4}}}
+
+
 def test_what_an_open_node_took_is_read_back_from_the_dump(open_cfg, write):
     open_cfg.merge_from_list(["TRAINER.COOP.EPOCHS.DTD", "{} texture."])
     again = extended()
