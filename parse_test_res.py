@@ -306,7 +306,13 @@ class Published:
         if table.backbone not in ("ViT-B/16", ""):
             return {}
         shots, metric = (column, "Accuracy") if table.protocol == "few_shot" else (str(table.shots), column)
-        return self.rows.get((table.protocol, label[1], label[0], shots, metric), {})
+        method = label[1] + ("†" if "_cached" in label[2] else "")  # the paper's mark for cached features
+        return self.rows.get((table.protocol, method, label[0], shots, metric), {})
+
+    def averages(self, protocol, dataset):
+        """{(method, metric): value} of one line of averages."""
+        keys = (protocol, dataset)
+        return {(m, metric): float(row["value"]) for (p, m, d, _, metric), row in self.rows.items() if (p, d) == keys}
 
 
 def shown(path):

@@ -4,8 +4,8 @@
 
 Base, New and H are means and sample standard deviations over seeds, H seed by seed; training seconds include feature
 extraction (in brackets); peak memory is that of training. There is one table, and one PNG in the folder, for each data
-set, trainer, preset and number of shots; where a preset ran on several data sets, for their average as well. A run that is
-missing or broken is listed and left out.
+set, trainer, preset and number of shots; where a preset ran on several data sets, for their average as well. A run that
+is missing or broken is listed and left out.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """

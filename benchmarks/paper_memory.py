@@ -20,15 +20,27 @@ def block(tower, number):
     return (2 * 2 * outputs + 2 * linear + 4 * norms) / MB  # fp16, norms' parameters in fp32
 
 
-def estimate(images, texts, blocks=12, pixels=True):
+def estimate(images, texts, blocks=12, pixels=True, tokens=None):
     """Memory of a step on `images` pictures and `texts` class texts through the last `blocks` blocks of both towers.
 
-    pixels: the towers start from pixels and token ids (full fine-tuning) instead of cached features (LSkip).
+    pixels: the image tower starts from pixels instead of cached features (LSkip). tokens: the text tower starts from
+    token ids (full fine-tuning) instead of features (LSkip) or embedded prompts; as `pixels` if None.
     """
+    tokens = pixels if tokens is None else tokens
     image, text = LENGTH["image"] * WIDTH["image"], LENGTH["text"] * WIDTH["text"]
     total = blocks * (block("image", images) + block("text", texts)) + 2 * 2 * texts * text / MB  # and ln_final
     if not pixels:
         return total + 4 * images * image / MB
     stem = 2 * 2 * images * (2 * image - WIDTH["image"]) + 2 * 3 * PATCH**2 * WIDTH["image"]  # conv1 and ln_pre
-    embedding = 2 * 4 * texts * text + 4 * VOCABULARY * WIDTH["text"]  # in fp32
+    embedding = 2 * 4 * texts * text + 4 * VOCABULARY * WIDTH["text"] if tokens else 0  # in fp32
     return total + (4 * images * 3 * 224**2 + stem + embedding) / MB
+
+
+def teacher(images):
+    """What a frozen image tower adds that runs on the same pictures beside the one that learns."""
+    return 12 * block("image", images)
+
+
+def prompt_layer(texts):
+    """What it adds that the prompts are put together by a layer which has parameters of its own."""
+    return 2 * 2 * texts * LENGTH["text"] * WIDTH["text"] / MB

@@ -6,129 +6,55 @@ savings that change nothing but the cost, preset `recommended`.
 """
 
 import argparse
-import contextlib
-import io
-import random
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tabulate import tabulate
-from torch.utils.flop_counter import FlopCounterMode
 
-import trainers
 from clip import clip
-from clip.model import CLIP, convert_weights
-from dassl.config import get_cfg_default
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.engine import build_trainer
-from dassl.engine.memory import LiveTensors
 from dassl.utils import UserError, exit_code, write_json
 from trainers.cskip import keep_probability
 
 from .measure import check_new, interleaved, machine
+from .model import IMAGES, SHAPE, SHOTS, Bench, class_names, prepare, quiet
 from .paper_memory import estimate
 from .plain import PlainStep, deep_image, shallow_image
 
-SHAPE = dict(
-    embed_dim=512,
-    image_resolution=224,
-    vision_layers=12,
-    vision_width=768,
-    vision_patch_size=16,
-    context_length=77,
-    vocab_size=49408,
-    transformer_width=512,
-    transformer_heads=8,
-    transformer_layers=12,
-)
-ROOT = Path(__file__).parents[1]
-PRESET = ROOT / "configs/trainers/SkipTuning/vit_b16.yaml"
-BATCH, SHOTS, EPOCHS = 4, 16, 20  # of the whole run: the recommended preset, base-to-new
-IMAGES = 32  # per forward pass in extraction and test
+BATCH, EPOCHS = 4, 20  # of the whole run: the recommended preset, base-to-new
 FT, BOTH = "FT plain", "both plain"
 PLAIN = {FT: (0, 1.0), "LSkip only, plain": (6, 1.0), "CSkip only, plain": (0, 0.5), BOTH: (6, 0.5)}  # omega, r
 EXACT = {"both exact": "fp32", "both exact, bf16": "bf16"}
 FITS = 100  # classes up to which rows that keep all of them are measured; beyond, their cost is a straight line
-WORDS = ["red", "old", "sea", "glass", "paper", "wild", "cat", "bird", "boat", "tower", "flower", "engine", "castle"]
 
 
-def class_names(number):
-    """Made-up names of one to four words, as in the usual data sets."""
-    words = random.Random(1)
-    return [" ".join(words.choices(WORDS, k=words.choice([1, 1, 2, 2, 3, 4]))) for _ in range(number)]
+def labels(classes):
+    return torch.randint(classes, (BATCH,))
 
 
-@DATASET_REGISTRY.register()
-class MadeUp(DatasetBase):
-    """As many classes as DATASET.NUM_SHOTS says, each with a picture that nobody opens."""
+def plain_step(bench, classes, omega, ratio):
+    """A function that makes one plain step."""
+    model = bench.clip_model()
+    tokens = clip.tokenize([f"a photo of a {name}." for name in class_names(classes)])
+    width = model.transformer.width
+    t = torch.randn(model.context_length, classes, width)  # what the features are doesn't change what they cost
+    zero_shot = torch.nn.functional.normalize(torch.randn(classes, model.text_projection.shape[1]), dim=-1)
+    probability = None if ratio == 1 else keep_probability(classes, ratio, 0.3, 50)
+    step = PlainStep(model, tokens, omega, t, probability, zero_shot)
+    cached = shallow_image(model.visual, bench.pixels[:BATCH], omega)  # (L, B, D)
 
-    def __init__(self, cfg):
-        names = class_names(cfg.DATASET.NUM_SHOTS)
-        items = [Datum(__file__, label=label, classname=name) for label, name in enumerate(names)]
-        super().__init__(train_x=items, test=items)
+    def run():
+        v = cached if omega else shallow_image(model.visual, bench.pixels[:BATCH], 0)
+        step(v, labels(classes))
+
+    return run
 
 
-class Bench:
-    """The model's weights in a file, and what all rows run on."""
-
-    def __init__(self, folder, shape):
-        torch.manual_seed(1)
-        self.folder = folder
-        self.shape = shape
-        model = CLIP(**shape)
-        convert_weights(model)  # as every loaded model is rounded
-        self.weights = model.float().state_dict()
-        save_file(self.weights, folder / "random.safetensors")
-        self.pixels = torch.randn(IMAGES, 3, *[shape["image_resolution"]] * 2)
-
-    def clip_model(self):
-        model = CLIP(**self.shape)
-        model.load_state_dict(self.weights)
-        return model.requires_grad_(False)
-
-    def labels(self, classes):
-        return torch.randint(classes, (BATCH,))
-
-    def plain(self, classes, omega, ratio):
-        """A function that makes one plain step."""
-        model = self.clip_model()
-        tokens = clip.tokenize([f"a photo of a {name}." for name in class_names(classes)])
-        width = model.transformer.width
-        t = torch.randn(model.context_length, classes, width)  # what the features are doesn't change what they cost
-        zero_shot = torch.nn.functional.normalize(torch.randn(classes, model.text_projection.shape[1]), dim=-1)
-        probability = None if ratio == 1 else keep_probability(classes, ratio, 0.3, 50)
-        step = PlainStep(model, tokens, omega, t, probability, zero_shot)
-        cached = shallow_image(model.visual, self.pixels[:BATCH], omega)  # (L, B, D)
-
-        def run():
-            v = cached if omega else shallow_image(model.visual, self.pixels[:BATCH], 0)
-            step(v, self.labels(classes))
-
-        return run
-
-    def trainer(self, classes, precision):
-        """The trainer as a user's command would build it, ready for its first step."""
-        cfg = get_cfg_default()
-        trainers.extend_cfg(cfg)
-        cfg.merge_from_file(PRESET)
-        size = self.shape["image_resolution"]
-        cfg.merge_from_list(["DATASET.NAME", "MadeUp", "DATASET.NUM_SHOTS", classes, "TRAINER.NAME", "SkipTuning"])
-        cfg.merge_from_list(["MODEL.BACKBONE.NAME", str(self.folder / "random.safetensors")])
-        cfg.merge_from_list(["INPUT.SIZE", (size, size), "VERBOSE", False, "DATALOADER.NUM_WORKERS", 0])
-        cfg.merge_from_list(["TRAINER.SKIPTUNING.PREC", precision, "SEED", 1, "OUTPUT_DIR", str(self.folder)])
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer = build_trainer(cfg)
-            trainer.before_train()
-        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, sys.maxsize
-        return trainer
-
-    def exact(self, trainer, classes):
-        """A function that makes one step of the trainer."""
-        v = trainer.encode_shallow(self.pixels[:BATCH])
-        return lambda: trainer.forward_backward({"img": v, "label": self.labels(classes)})
+def exact_step(bench, trainer, classes):
+    """A function that makes one step of the trainer."""
+    v = trainer.encode_shallow(bench.pixels[:BATCH])
+    return lambda: trainer.forward_backward({"img": v, "label": labels(classes)})
 
 
 def matmul_rates(rounds):
@@ -160,19 +86,6 @@ def image_rates(bench, trainers, rounds):
     return rates
 
 
-def prepare(make):
-    """The function that `make` returns, warmed up by two calls: floating-point operations of the first one's matrix
-    products, and the peak MB of the second, with all that belongs to it."""
-    with LiveTensors() as before:
-        pass
-    run = make()
-    with FlopCounterMode(display=False) as counter:
-        run()
-    with LiveTensors() as live:
-        run()
-    return run, counter.get_total_flops(), (live.peak - before.now) / 1e6
-
-
 def kept(classes, ratio):
     """How many classes CSkip keeps on average."""
     return float(keep_probability(classes, ratio, 0.3, 50).sum())
@@ -183,12 +96,14 @@ def measure(bench, classes, rounds):
     makers, built = {}, {}
     for name, (omega, ratio) in PLAIN.items():
         if ratio < 1 or classes <= FITS:
-            makers[name] = lambda omega=omega, ratio=ratio: bench.plain(classes, omega, ratio)
+            makers[name] = lambda omega=omega, ratio=ratio: plain_step(bench, classes, omega, ratio)
     for name, precision in EXACT.items():
 
         def make(name=name, precision=precision):
-            built[name] = bench.trainer(classes, precision)
-            return bench.exact(built[name], classes)
+            built[name] = bench.trainer("SkipTuning", "vit_b16", classes, precision)
+            with quiet():
+                built[name].before_train()
+            return exact_step(bench, built[name], classes)
 
         makers[name] = make
     runs, rows = {}, {}

@@ -1,7 +1,6 @@
 """The ablations' table and plot, from planted runs."""
 
 import builtins
-import json
 import re
 import statistics
 
@@ -9,24 +8,13 @@ import pytest
 
 from benchmarks import ablation, plot
 
-BASE2NEW = "base2new/{part}/{dataset}/shots_5/SkipTuning/{config}/seed{seed}"
-
 
 @pytest.fixture
-def plant(tmp_path):
+def plant(tmp_path, plant_run):
     """plant(point, base, new, ...): the result.json files of one seed at one point of the grid."""
 
-    def plant(point, base, new, seed=1, dataset="emoji", config="embedded", train=10.0, memory=100.0):
-        for part, subsample, accuracy in (("train_base", "base", base), ("test_new", "new", new)):
-            place = BASE2NEW.format(part=part, dataset=dataset, config=config, seed=seed)
-            folder = tmp_path / "omega" / str(point) / place
-            folder.mkdir(parents=True)
-            record = {
-                **{"trainer": "SkipTuning", "dataset": dataset, "subsample": subsample, "shots": 5, "seed": seed},
-                **{"backbone": "ViT-XS/16-icons", "config": config, "accuracy": accuracy, "macro_f1": accuracy},
-                **{"seconds": {"extract": 2.0, "train": train, "test": 1.0}, "peak_memory_mb": memory},
-            }
-            (folder / "result.json").write_text(json.dumps(record))
+    def plant(point, base, new, **settings):
+        return plant_run(plant.folder / str(point), base, new, **settings)
 
     plant.folder = tmp_path / "omega"
     return plant
@@ -93,9 +81,8 @@ class TestTable:
 
     def test_a_missing_half_is_listed_and_left_out(self, plant, table):
         plant(2, 80.0, 60.0)
-        plant(4, 80.0, 60.0)
-        place = plant.folder / "4" / BASE2NEW.format(part="test_new", dataset="emoji", config="embedded", seed=1)
-        (place / "result.json").unlink()
+        _, new = plant(4, 80.0, 60.0)
+        new.unlink()
         code, rows, written = table()
         assert code == 1 and rows["4"][1:3] == ["-", "-"]
         assert "Missing or broken" in written.err and "4/base2new/test_new" in written.err

@@ -9,18 +9,10 @@ from benchmarks import skip_tuning as bench
 from benchmarks.paper_memory import BASE_CLASSES, estimate
 from trainers.cskip import keep_probability
 
-SHAPE = bench.SHAPE | {
-    "image_resolution": 32,
-    "vision_width": 64,
-    "vision_patch_size": 16,
-    "transformer_width": 64,
-    "transformer_heads": 1,
-}
-
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    return bench.run(tmp_path_factory.mktemp("bench"), SHAPE, [6, 12, 200], rounds=1)
+def result(tmp_path_factory, small_shape):
+    return bench.run(tmp_path_factory.mktemp("bench"), small_shape, [6, 12, 200], rounds=1)
 
 
 def test_every_row_has_its_figures(result):
@@ -85,9 +77,9 @@ def test_paper_style_estimate_reproduces_the_papers_memory(published, blocks, sk
     assert estimate(4, mean, blocks, pixels=blocks == 12) == pytest.approx(published, rel=0.01)
 
 
-def test_images_of_the_rates_are_encoded_as_the_trainer_does(tmp_path):
-    made = bench.Bench(tmp_path, SHAPE)
-    trainer = made.trainer(6, "fp32")
+def test_images_of_the_rates_are_encoded_as_the_trainer_does(tmp_path, small_shape):
+    made = bench.Bench(tmp_path, small_shape)
+    trainer = made.trainer("SkipTuning", "vit_b16", 6, "fp32")
     v = trainer.encode_shallow(made.pixels)
     plain = bench.shallow_image(made.clip_model().visual, made.pixels, 6).transpose(0, 1)
     torch.testing.assert_close(v, plain, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,220 @@
+"""What training costs with every method of the paper, each by its official recipe, against Skip Tuning.
+
+ViT-B/16 with random weights and made-up pictures and class names; nothing is downloaded. Everything is measured in one
+run, the methods taking turns, each with the savings that change no number on (trainers/base.py) and in the same
+precision. The paper's ratios stand beside ours: its times are of its own code on a GPU, its memory is an estimate.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tabulate import tabulate
+
+from dassl.engine.record import learned_parameters
+from dassl.utils import UserError, exit_code, write_json
+from parse_test_res import Published
+from trainers.cskip import keep_probability
+from trainers.lskip import LayerCache
+from trainers.tip_adapter import TipAdapterF
+
+from .measure import check_new, interleaved, machine
+from .model import IMAGES, SHAPE, SHOTS, Bench, prepare, quiet
+from .paper_memory import estimate, prompt_layer, teacher
+
+OURS = "SkipTuning"
+
+
+class Method(NamedTuple):
+    trainer: str
+    preset: str = "vit_b16"
+    memory: object = None  # (images, classes) -> the paper's estimate; None: not known how it came about
+
+
+def prompted(images, classes):
+    """Both towers, their texts from embedded prompts."""
+    return estimate(images, classes, tokens=False)
+
+
+def with_layer(images, classes):
+    return prompted(images, classes) + prompt_layer(classes)
+
+
+def with_teacher(images, classes):
+    return prompted(images, classes) + teacher(images)
+
+
+def skipping(omega):
+    """Skip Tuning on the classes that it keeps on average."""
+
+    def memory(images, classes):
+        kept = float(keep_probability(classes, 0.5, 0.3, 50).sum())
+        return estimate(images, kept, 12 - omega, pixels=False)
+
+    return memory
+
+
+METHODS = {
+    "CoOp": Method("CoOp", memory=with_layer),
+    "CoCoOp": Method("CoCoOp", memory=prompted),
+    "ProGrad": Method("ProGrad", memory=with_layer),
+    "KgCoOp": Method("KgCoOp", memory=prompted),
+    "MaPLe": Method("MaPLe", memory=with_layer),
+    "IVLP": Method("IVLP", memory=prompted),
+    "PromptSRC": Method("PromptSRC", memory=with_teacher),
+    "TCP": Method("TCP", memory=prompted),
+    "DePT": Method("DePT", memory=prompted),
+    "CoPrompt": Method("CoPrompt", memory=with_teacher),
+    "FinetuneCLIP": Method("FinetuneCLIP", memory=estimate),
+    "CLIPAdapter": Method("CLIPAdapter"),
+    "CLIPLoRA": Method("CLIPLoRA"),
+    "TipAdapterF": Method("TipAdapterF"),
+    OURS: Method(OURS, memory=skipping(6)),
+    "CLIPAdapter†": Method("CLIPAdapter", "vit_b16_cached"),
+    "SkipTuning†": Method(OURS, "vit_b16_cached", skipping(11)),
+}
+
+
+def ready(bench, method, classes, precision):
+    """The trainer before its first step, all it encodes once encoded but Tip-Adapter's keys (see `images_encoded`)."""
+    trainer = bench.trainer(method.trainer, method.preset, classes, precision)
+    if isinstance(trainer, TipAdapterF):
+        trainer.fill = lambda: None
+    with quiet():
+        trainer.before_train()
+    return trainer
+
+
+def step(bench, trainer, classes):
+    """A function that makes one training step: from features where the trainer caches them, else from pixels."""
+    loader = trainer.train_loader_x
+    pixels, images = bench.pixels, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    one = loader.encode(pixels[:1]) if isinstance(loader, LayerCache) else pixels[:1]
+    batch = torch.randn(images, *one.shape[1:], dtype=one.dtype)
+    views = loader.dataset.k_tfm
+    image = batch if views == 1 else [batch] * views
+    return lambda: trainer.forward_backward({"img": image, "label": torch.randint(classes, (images,))})
+
+
+def images_encoded(trainer):
+    """How many images a run encodes beside its steps: some views of each, or fresh ones in every epoch."""
+    loader = trainer.train_loader_x
+    if not isinstance(loader, LayerCache):
+        return 0
+    views = (loader.views or trainer.max_epoch) + trainer.options.get("KEY_VIEWS", 0)
+    return views * len(loader.labels)
+
+
+def measure(bench, classes, methods, precision, rounds, progress):
+    """{method: its row} with `classes` base classes."""
+    trainers, runs, rows, extract = {}, {}, {}, {}
+    for name in methods:
+        progress(f"{classes} base classes: {name}")
+        method = METHODS[name]
+
+        def make(name=name, method=method):
+            trainers[name] = ready(bench, method, classes, precision)
+            return step(bench, trainers[name], classes)
+
+        runs[name], _, peak = prepare(make)
+        trainer = trainers[name]
+        images = trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        rows[name] = {
+            "images": images,
+            "epochs": trainer.max_epoch,
+            "steps": trainer.max_epoch * len(trainer.train_loader_x),
+            "peak_mb": peak,
+            "paper_mb": method.memory and method.memory(images, classes),
+            "learned": learned_parameters(trainer),
+        }
+        if isinstance(trainer.train_loader_x, LayerCache):
+            extract[name] = lambda trainer=trainer: trainer.train_loader_x.encode(bench.pixels)
+    progress(f"{classes} base classes: the methods take turns")
+    for name, taken in interleaved(runs, rounds, warmup=0).items():
+        rows[name]["ms"] = taken * 1e3
+    for name, taken in interleaved(extract, rounds).items():
+        rows[name]["images_per_second"] = IMAGES / taken
+    for name, row in rows.items():
+        encoded = images_encoded(trainers[name])
+        encoding = encoded / row["images_per_second"] if encoded else 0
+        row["run_s"] = trainers[name].extract_seconds + row["steps"] * row["ms"] / 1e3 + encoding
+    return rows
+
+
+def run(folder, shape, numbers, methods, precision, rounds, progress=lambda text: None):
+    """All measurements as one dictionary, what `--json` writes: {M: {method: row}}."""
+    bench = Bench(folder, shape)
+    rows = {number: measure(bench, number, methods, precision, rounds, progress) for number in numbers}
+    return {"machine": machine(), "precision": precision, "rows": rows}
+
+
+def ratio(row, key, ours):
+    return f"{row[key] / ours[key]:.2f}x" if row[key] else "-"
+
+
+def table(result):
+    """The result as text."""
+    paper = Published().averages("base2new", "Average of 11")
+    header = ["M", "", "batch", "epochs", "ms/step", "run s", "ours", "paper", "peak MB", "ours"]
+    header += ["paper-style", "ours", "paper", "learned"]
+    body = []
+    for classes, rows in result["rows"].items():
+        ours = rows[OURS]
+        for name, row in rows.items():
+            theirs = [
+                f"{paper[name, key] / paper[OURS, key]:.2f}x" if (name, key) in paper else "-"
+                for key in ("train seconds", "estimated memory MB")
+            ]
+            cells = [classes, name, row["images"], row["epochs"], f"{row['ms']:,.0f}", f"{row['run_s']:,.0f}"]
+            cells += [ratio(row, "run_s", ours), theirs[0], f"{row['peak_mb']:,.0f}", ratio(row, "peak_mb", ours)]
+            estimated = f"{row['paper_mb']:,.0f}" if row["paper_mb"] else "-"
+            body.append([*cells, estimated, ratio(row, "paper_mb", ours), theirs[1], f"{row['learned']:,}"])
+    text = tabulate(body, header, stralign="right", disable_numparse=True)
+    return f"{result['machine']}; {result['precision']}\n\n{text}\n\n{NOTES}"
+
+
+NOTES = f"""\
+M: base classes. run s: the official base-to-new recipe with {SHOTS} shots: measured steps, and images encoded beside
+  them, multiplied; reading pictures and testing are not in it. ours: the row's cost over Skip Tuning's; paper: the same
+  ratio in the paper's Tables 1 and 5, which average over 11 data sets and measured some methods with other recipes
+  (CoOp: 100 epochs, KgCoOp: batches of 32).
+peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
+  without what a kernel needs for itself and, on the CPU, what no step runs through, which lies in a mapped file.
+paper-style: the estimate that the paper's tables give (benchmarks/paper_memory.py), in MB.
+†: on features of each image that are cached once. PromptSRC and CoPrompt encode 60 texts of every class once."""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
+    parser.add_argument("--classes", type=int, nargs="+", default=[50, 500], help="M, base classes")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help="some of them"
+    )
+    parser.add_argument("--prec", choices=("fp32", "bf16"), default="fp32", help="of every method (default: fp32)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every method; the median counts (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="50 classes, one round: a few minutes")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
+    args = parser.parse_args(argv)
+    return exit_code(lambda: report(args), "nothing is kept, start it again")
+
+
+def report(args):
+    """Measure, write and print what the command line asks for."""
+    numbers, rounds = ([50], 1) if args.quick else (sorted(set(args.classes)), args.rounds)
+    if numbers[0] < 2 or rounds < 1:
+        raise UserError("--classes must be 2 or more, and --rounds 1 or more")
+    check_new(args.json)
+    methods = [name for name in METHODS if name in {*args.methods, OURS}]
+    with tempfile.TemporaryDirectory() as folder:
+        progress = lambda text: print(text, file=sys.stderr)  # noqa: E731
+        result = run(Path(folder), SHAPE, numbers, methods, args.prec, rounds, progress)
+    if args.json:
+        write_json(result, args.json)
+    print(table(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
