@@ -378,3 +378,33 @@ def test_make_clean_keeps_results(project):
     (project.folder / "output").mkdir()
     assert make(project, "clean").returncode == 0
     assert (project.folder / "output").exists() and not (project.folder / ".venv").exists()
+
+
+def test_prec_sets_the_option_of_whichever_trainer_runs(shell):
+    shell("coop/base2new_train.sh", "emoji", "1", PREC="bf16")
+    shell("skip/base2new_train.sh", "emoji", "1", PREC="bf16", TRAINER="FinetuneCLIP", OPTIONS="SEED 7")
+    assert shell.calls[0].endswith(" TRAINER.COOP.PREC bf16")
+    assert shell.calls[1].endswith(" TRAINER.SKIPTUNING.PREC bf16 SEED 7")
+
+
+def test_compare_runs_every_recipe_of_every_method_and_seed_and_prints_the_papers_tables(shell):
+    done = shell("compare.sh", "emoji", SEEDS="1 2", TRAINERS="CLIPAdapter ZeroshotCLIP")
+    assert done.returncode == 0, done.stderr
+    *calls, table = shell.calls
+    assert table == f"-m benchmarks.comparison {shell.output}"
+    trained = [call.split("--output-dir ")[1].split()[0] for call in calls if "--eval-only" not in call]
+    recipes = ["CLIPAdapter/embedded", "CLIPAdapter/embedded_matched", "CLIPAdapter/embedded_cached"]
+    recipes.append("ZeroshotCLIP/embedded")
+    folder = "base2new/train_base/emoji/shots_5"
+    assert trained == [f"{folder}/{recipe}/seed{seed}" for seed in "12" for recipe in recipes]
+    assert len(calls) == 2 * len(trained)  # each tested on the new classes, too
+
+
+def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
+    shell("compare.sh", "eurosat", SEEDS="1")
+    assert {call.split("--trainer ")[1].split()[0] for call in shell.calls[:-1]} == {
+        folder.name for folder in (ROOT / "configs/trainers").iterdir()
+    }
+    before = len(shell.calls)
+    shell("compare.sh", "eurosat", SEEDS="1")
+    assert len(shell.calls) == before + 1
