@@ -13,7 +13,7 @@ import torch
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers
-from dassl.config import Config, config_diff, get_cfg_default
+from dassl.config import Config, config_diff, get_cfg_default, resolve
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
@@ -22,7 +22,8 @@ from dassl.utils import MissingFile, Parser, UserError, nearest, set_random_seed
 
 EPILOG = """
 Options given as KEY VALUE pairs come last; flags must stand before them.
-Later wins: defaults, dataset file, trainer file, flags, KEY VALUE pairs.
+Later wins: defaults, dataset file, trainer file, what these have FOR the dataset and its shots, flags,
+KEY VALUE pairs.
 
 examples:
   python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
@@ -66,7 +67,7 @@ def parse(argv):
 
 
 def configure(args):
-    """The configuration, frozen, and the defaults it started from."""
+    """The configuration, frozen, without a table FOR any more, and the defaults it started from."""
     cfg = get_cfg_default()
     trainers.extend_cfg(cfg)
     cfg.SEED = 1
@@ -74,6 +75,16 @@ def configure(args):
     defaults = cfg.clone()
     for path in filter(None, (args.dataset_config_file, args.config_file)):
         cfg.merge_from_file(existing(path))
+    overrule(cfg, args)  # says which rows of FOR fit
+    resolve(cfg)
+    overrule(cfg, args)  # and wins over them
+    cfg.DATASET.ROOT = cfg.DATASET.ROOT or os.environ.get("DATA") or "./data"
+    cfg.freeze()
+    return cfg, defaults
+
+
+def overrule(cfg, args):
+    """Put what the command line says into `cfg`."""
     for key, value in vars(args).items():
         if key.isupper() and value not in (None, ""):
             *groups, name = key.split(".")
@@ -81,9 +92,6 @@ def configure(args):
     if args.device != "auto":
         cfg.USE_CUDA = args.device == "cuda"
     cfg.merge_from_list(args.opts)
-    cfg.DATASET.ROOT = cfg.DATASET.ROOT or os.environ.get("DATA") or "./data"
-    cfg.freeze()
-    return cfg, defaults
 
 
 def existing(path):

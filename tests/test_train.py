@@ -123,6 +123,27 @@ def test_trainer_yaml_beats_dataset_yaml(yaml_file, tmp_path):
     assert (cfg.SEED, cfg.VERBOSE) == (7, False)
 
 
+def test_what_a_file_has_for_the_dataset_asked_for_beats_the_file_and_the_command_line_beats_both(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("OPTIM: {MAX_EPOCH: 9}\nFOR: {Emoji: {OPTIM: {MAX_EPOCH: 3}, SEED: 4}, 8shots: {SEED: 5}}\n")
+    cfg = configured("--config-file", path, *DATASET_FILE)
+    assert (cfg.OPTIM.MAX_EPOCH, cfg.SEED) == (3, 4)
+    cfg = configured("--config-file", path, *DATASET_FILE, "--seed", 6, "OPTIM.MAX_EPOCH", 2)
+    assert (cfg.OPTIM.MAX_EPOCH, cfg.SEED) == (2, 6)
+    assert configured("--config-file", path, "DATASET.NUM_SHOTS", 8).SEED == 5
+
+
+def test_config_yaml_holds_what_ran_and_serves_as_config_file(run, tmp_path):
+    (tmp_path / "some.yaml").write_text("FOR: {Emoji: {OPTIM: {MAX_EPOCH: 0}}, ImageNet: {SEED: 5}}\n")
+    argv = ["--trainer", "ZeroshotCLIP", *DATASET_FILE, "--config-file", tmp_path / "some.yaml", "--no-train"]
+    opts = ["MODEL.BACKBONE.NAME", "ViT-XS/16-icons", "INPUT.SIZE", "(64, 64)", *SMALL]
+    assert run(*argv, "--output-dir", tmp_path / "run", *opts).code == 0
+    record = (tmp_path / "run/config.yaml").read_text()
+    assert "OPTIM.MAX_EPOCH: 0\n" in record and "FOR." not in record
+    again = configured("--config-file", tmp_path / "run/config.yaml")
+    assert (again.OPTIM.MAX_EPOCH, again.SEED, again.TRAINER.NAME) == (0, 1, "ZeroshotCLIP")
+
+
 def test_flags_reach_their_config_keys_as_they_are_written():
     flags = "--root 2024 --resume r --trainer T --backbone B --head H --transforms a b --source-domains s"
     cfg = configured(*flags.split(), "--target-domains", "t")

@@ -1,7 +1,5 @@
 """All trainers: importing this package registers them; `extend_cfg` adds their options to the defaults."""
 
-from dassl.config import Config
-
 from . import (
     clip_adapter,
     clip_lora,
@@ -41,7 +39,6 @@ MODULES = (
 
 def extend_cfg(cfg):
     """Options that the CoOp family adds to Dassl's, and every trainer's own node under TRAINER."""
-    cfg.FOR = Config(new_allowed=True)  # options that are other for a data set, "4shots" or "EuroSAT_4shots"
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, new
     cfg.DATASET.TEMPLATE = ""  # prompt with {} for the class; "": the trainer's own for the dataset
     cfg.DATASET.IMAGES = ""  # Custom: folder of class folders, of train, val and test with them, or CSV file

@@ -42,25 +42,10 @@ def add_options(cfg, trainer):
     return node
 
 
-def resolve(cfg):
-    """`cfg`, frozen, with what FOR says of its shots ("4shots"), its dataset, and both ("EuroSAT_4shots")."""
-    resolved = cfg.clone()
-    resolved.defrost()
-    name, shots = cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots"
-    for key in (shots, name, f"{name}_{shots}"):
-        if key in cfg.FOR:
-            resolved.merge_from_other_cfg(cfg.FOR[key])
-    resolved.freeze()
-    return resolved
-
-
 class ClipTrainer(TrainerX):
     frozen_images = True  # nothing in or before the image tower learns: `loss` gets features instead of pixels
     frozen_texts = False  # nothing in or before the text tower learns: `classes` is what `build` has computed
     per_step = False  # the learning rate follows steps instead of epochs
-
-    def __init__(self, cfg):
-        super().__init__(resolve(cfg))
 
     @cached_property
     def options(self):
@@ -165,8 +150,7 @@ class ClipTrainer(TrainerX):
         self.learned.to(self.device)
         optim_cfg = self.cfg.OPTIM.clone()
         optim_cfg.defrost()
-        if self.per_step:
-            optim_cfg.MAX_EPOCH *= len(self.train_loader_x)
+        optim_cfg.MAX_EPOCH = self.max_epoch * (len(self.train_loader_x) if self.per_step else 1)
         self.optim = build_optimizer(self.parameter_groups(), optim_cfg)
         self.sched = build_lr_scheduler(self.optim, optim_cfg)
         self.register_model(MODEL, self.learned, self.optim, self.sched)

@@ -1,7 +1,7 @@
-from .config import Config, ConfigError, config_diff, flatten
+from .config import Config, ConfigError, config_diff, flatten, resolve
 from .defaults import _C
 
-__all__ = ["Config", "ConfigError", "clean_cfg", "config_diff", "flatten", "get_cfg_default"]
+__all__ = ["Config", "ConfigError", "clean_cfg", "config_diff", "flatten", "get_cfg_default", "resolve"]
 
 
 def get_cfg_default():

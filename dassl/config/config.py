@@ -45,6 +45,20 @@ class Config(CfgNode):
                 _assign(self, key, value, where)
 
 
+def resolve(cfg):
+    """Lay over `cfg` the rows of its table FOR that fit, and empty that: what is then in `cfg` is what runs.
+
+    They are those of its shots ("4shots"), of its data set ("EuroSAT") and of both ("EuroSAT_4shots"); later wins.
+    """
+    name, shots = cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots"
+    for key in (shots, name, f"{name}_{shots}"):
+        row = cfg.FOR.get(key, {})
+        if not isinstance(row, dict):
+            raise ConfigError(f"FOR.{key} must be a group of options, not {row!r}")
+        cfg._merge(row, f" in FOR.{key}")
+    cfg.FOR.clear()
+
+
 def read_files(path, within=()):
     """[(path, its tree)] of a YAML file and, before it, of those it is based on."""
     path = Path(path)

@@ -11,6 +11,7 @@ _C.RESUME = ""  # look for something to resume here instead of in OUTPUT_DIR
 _C.SEED = -1  # negative: no fixed seed
 _C.USE_CUDA = True  # if there is one
 _C.VERBOSE = True
+_C.FOR = CN(new_allowed=True)  # options that are other for a data set, "4shots" or "EuroSAT_4shots" (`resolve`)
 
 _C.INPUT = CN()
 _C.INPUT.SIZE = (224, 224)  # height, width in pixels

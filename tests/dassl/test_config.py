@@ -1,7 +1,7 @@
 import pytest
 from yacs.config import CfgNode
 
-from dassl.config import clean_cfg, config_diff, get_cfg_default
+from dassl.config import clean_cfg, config_diff, get_cfg_default, resolve
 from dassl.utils import UserError
 
 
@@ -241,8 +241,8 @@ def test_a_group_in_an_open_node_is_a_node_as_in_yacs(open_cfg, write):
 
 def test_a_group_in_an_open_node_takes_new_keys_at_every_depth(open_cfg, write):
     write("b.yaml", "TRAINER:\n  COOP:\n    EPOCHS:\n      DTD: {A: {B: 2e-5}}\n")
-    path = write("a.yaml", "_BASE_: b.yaml\nTRAINER:\n  COOP:\n    EPOCHS:\n      DTD: {A: {B: 0.5, C: 3}, D: {E: 4}}\n")
-    open_cfg.merge_from_file(path)
+    tree = "{A: {B: 0.5, C: 3}, D: {E: 4}}"
+    open_cfg.merge_from_file(write("a.yaml", f"_BASE_: b.yaml\nTRAINER:\n  COOP:\n    EPOCHS:\n      DTD: {tree}\n"))
     assert open_cfg.TRAINER.COOP.EPOCHS == {"DTD": {"A": {"B": 0.5, "C": 3}, "D": {"E": 4}}}
 
 
@@ -252,3 +252,44 @@ def test_what_an_open_node_took_is_read_back_from_the_dump(open_cfg, write):
     again.TRAINER.COOP.EPOCHS = CfgNode(new_allowed=True)
     again.merge_from_file(write("dump.yaml", open_cfg.dump()))
     assert again.TRAINER.COOP == open_cfg.TRAINER.COOP
+
+
+# Options that are other for a data set or a number of shots ---------------------------------------------
+
+
+FOR = """
+OPTIM: {MAX_EPOCH: 9}
+FOR:
+  4shots: {OPTIM: {MAX_EPOCH: 1, LR: 0.1}}
+  8shots: {OPTIM: {MAX_EPOCH: 2, LR: 0.2, GAMMA: 0.5}}
+  EuroSAT: {OPTIM: {MAX_EPOCH: 3, LR: 0.3}}
+  DTD: {OPTIM: {MAX_EPOCH: 4}}
+  EuroSAT_8shots: {OPTIM: {MAX_EPOCH: 5}}
+"""
+
+
+@pytest.mark.parametrize(
+    "name, shots, epochs, lr, gamma",
+    [("EuroSAT", 8, 5, 0.3, 0.5), ("EuroSAT", 16, 3, 0.3, 0.1), ("Food101", 4, 1, 0.1, 0.1), ("", -1, 9, 0.0003, 0.1)],
+)
+def test_rows_of_the_shots_of_the_data_set_and_of_both_are_laid_over_the_rest(write, name, shots, epochs, lr, gamma):
+    cfg = read(write("a.yaml", FOR))
+    cfg.merge_from_list(["DATASET.NAME", name, "DATASET.NUM_SHOTS", shots])
+    resolve(cfg)
+    found = cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR, cfg.OPTIM.GAMMA
+    assert found == (epochs, lr, gamma)
+    assert cfg.FOR == {}
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("{OPTIM: {MAX_EPOCHS: 3}}", "OPTIM.MAX_EPOCHS in FOR.DTD; do you mean OPTIM.MAX_EPOCH"),
+        ("{OPTIM: {MAX_EPOCH: many}}", "OPTIM.MAX_EPOCH in FOR.DTD must be a int"),
+        ("5", "FOR.DTD must be a group of options, not 5"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named(write, row, message):
+    cfg = read(write("a.yaml", f"DATASET: {{NAME: DTD}}\nFOR:\n  DTD: {row}\n"))
+    with pytest.raises(UserError, match=message):
+        resolve(cfg)

@@ -3,37 +3,7 @@
 import pytest
 import torch
 
-from dassl.config import ConfigError
-from dassl.engine import build_trainer
 from dassl.utils import UserError
-from trainers.base import resolve
-
-
-def test_options_of_the_shots_of_the_data_set_and_of_both_are_laid_over_the_others(make_cfg):
-    cfg = make_cfg("ProGrad", "DATASET.NUM_SHOTS", "8")
-    rows = {"4shots": 1, "8shots": 2, "Pictures": 3, "EuroSAT": 4}
-    cfg.merge_from_other_cfg({"FOR": {key: {"OPTIM": {"MAX_EPOCH": value}} for key, value in rows.items()}})
-    cfg.merge_from_other_cfg({"FOR": {"Pictures_8shots": {"TRAINER": {"PROGRAD": {"LAMBDA": 0.8}}}}})
-    resolved = resolve(cfg)
-    assert (resolved.OPTIM.MAX_EPOCH, resolved.TRAINER.PROGRAD.LAMBDA) == (3, 0.8)
-    assert (cfg.OPTIM.MAX_EPOCH, cfg.TRAINER.PROGRAD.LAMBDA) == (2, 1.0)
-    cfg.DATASET.NAME = "Caltech101"
-    assert (resolve(cfg).OPTIM.MAX_EPOCH, resolve(cfg).TRAINER.PROGRAD.LAMBDA) == (2, 1.0)
-    assert resolve(cfg).is_frozen()
-
-
-def test_an_unknown_option_in_FOR_is_an_error_that_names_the_nearest(make_cfg):
-    cfg = make_cfg("CoOp")
-    cfg.merge_from_other_cfg({"FOR": {"Pictures": {"OPTIM": {"MAX_EPOCHS": 3}}}})
-    with pytest.raises(ConfigError, match="OPTIM.MAX_EPOCH"):
-        resolve(cfg)
-
-
-def test_epochs_and_schedule_follow_FOR(make_cfg):
-    cfg = make_cfg("CoOp", "OPTIM.WARMUP_EPOCH", "1", "OPTIM.WARMUP_TYPE", "constant")
-    cfg.merge_from_other_cfg({"FOR": {"Pictures": {"OPTIM": {"MAX_EPOCH": 5}}}})
-    trainer = build_trainer(cfg)
-    assert trainer.max_epoch == 5 and trainer.sched.successor.T_max == 5
 
 
 def test_training_sees_fresh_views_of_frozen_features_in_every_epoch(make_trainer):
