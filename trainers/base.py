@@ -26,7 +26,7 @@ from dassl.utils import UserError
 from .family import load_clip
 from .lskip import LayerCache, Shelf, in_chunks
 from .precision import HALF, autocast, halve
-from .prompts import embed, encode_image, encode_text, template
+from .prompts import embed, encode_image, encode_text, ensemble, template
 
 MODEL = "learned"  # the name under which the engine registers, saves and loads what is learned
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "amp")
@@ -117,10 +117,18 @@ class ClipTrainer(TrainerX):
             return encode_text(self.clip_model, texts, prompts or {}, positions).float()
 
     @torch.no_grad()
-    def hand_written(self, use="zero_shot"):
-        """Features (C, E) of the hand-written prompts that configs/templates.yaml has for `use`."""
-        prompt = template(self.cfg.DATASET, use)
+    def prompted(self, prompt):
+        """Frozen CLIP's features (C, E) of a hand-written prompt with {} for the class."""
         return self.encode_text(embed(self.clip_model, [prompt.format(name) for name in self.names]))
+
+    def hand_written(self, use="zero_shot"):
+        """Those (C, E) of the prompt that configs/templates.yaml has for `use`."""
+        return self.prompted(template(self.cfg.DATASET, use))
+
+    def ensemble_features(self):
+        """The mean (C, E) of those of all prompts of the table's ensemble."""
+        with self.shelf:
+            return sum(map(self.prompted, ensemble())) / len(ensemble())
 
     def autocast(self):
         return autocast(self.precision, self.device)

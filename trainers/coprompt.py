@@ -27,7 +27,6 @@ from .base import ClipTrainer, add_options
 from .clip_adapter import Adapter
 from .maple import CoupledPrompts
 from .prompts import embed
-from .promptsrc import ensemble_features
 
 
 def extend_cfg(cfg):
@@ -83,7 +82,7 @@ class CoPrompt(ClipTrainer):
         path = self.options.SENTENCES
         if not path:
             print("No TRAINER.COPROMPT.SENTENCES: the mean of 60 templates stands in for sentences of the classes")
-            return ensemble_features(self)[None]
+            return self.ensemble_features()[None]
         sentences = zip(*read_sentences(path, self.names), strict=True)
         with torch.no_grad(), self.shelf:
             return torch.stack([self.encode_text(embed(self.clip_model, each)) for each in sentences])

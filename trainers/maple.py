@@ -15,10 +15,9 @@ import copy
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError
 
 from .base import ClipTrainer, add_options
-from .prompts import Context, random_vectors, word_vectors
+from .prompts import DeepContext, check_depth
 
 
 def extend_cfg(cfg):
@@ -26,40 +25,6 @@ def extend_cfg(cfg):
     node.N_CTX = 2  # vectors in front of each block, m
     node.CTX_INIT = "a photo of a"  # the prompt's words, from the first of which they start; fewer than m: N(0, 0.02^2)
     node.PROMPT_DEPTH = 9  # blocks that get vectors of their own, J
-
-
-def opening(clip_model, names, words, n):
-    """A Context of n vectors that start as the first n of `words`; the other words stay, in front of each name."""
-    words = words.split()
-    if len(words) < n:  # as in the released code
-        return Context(clip_model, names, random_vectors(n, clip_model.transformer.width))
-    kept = [" ".join([*words[n:], name]) for name in names]
-    return Context(clip_model, kept, word_vectors(clip_model, " ".join(words[:n])))
-
-
-class DeepContext(nn.Module):
-    """Learned vectors in front of each of the first `depth` text blocks; UserError if there are not that many."""
-
-    def __init__(self, clip_model, names, words, n, depth):
-        super().__init__()
-        check_depth(clip_model.transformer, depth)
-        self.context = opening(clip_model, names, words, n)
-        self.deeper = nn.ParameterList(random_vectors(*self.context.ctx.shape) for _ in range(1, depth))
-
-    def vectors(self):
-        """depth times (n, D)."""
-        return [self.context.ctx, *self.deeper]
-
-    def prompts(self):
-        """What encode_text takes."""
-        texts, _, positions = self.context.prompts()
-        return texts, dict(enumerate(self.vectors())), positions
-
-
-def check_depth(tower, depth):
-    blocks = len(tower.resblocks)
-    if not 1 <= depth <= blocks:
-        raise UserError(f"No prompts of depth {depth} in a tower of {blocks} blocks: choose a depth of 1 to {blocks}")
 
 
 class CoupledPrompts(nn.Module):

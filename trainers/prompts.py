@@ -17,6 +17,7 @@ import yaml
 from torch import nn
 
 from clip import clip
+from dassl.utils import UserError
 
 from .lskip import ClassTexts, run_images, run_texts, shallow_image, shallow_text
 
@@ -138,3 +139,37 @@ class Context(nn.Module):
     def prompts(self, vectors=None):
         """What encode_text takes, with the context itself or other `vectors` in its place."""
         return self.texts, {0: self.ctx if vectors is None else vectors}, self.positions
+
+
+def opening(clip_model, names, words, n):
+    """A Context of n vectors that start as the first n of `words`; the other words stay, in front of each name."""
+    words = words.split()
+    if len(words) < n:  # as in the released code
+        return Context(clip_model, names, random_vectors(n, clip_model.transformer.width))
+    kept = [" ".join([*words[n:], name]) for name in names]
+    return Context(clip_model, kept, word_vectors(clip_model, " ".join(words[:n])))
+
+
+class DeepContext(nn.Module):
+    """Learned vectors in front of each of the first `depth` text blocks; UserError if there are not that many."""
+
+    def __init__(self, clip_model, names, words, n, depth):
+        super().__init__()
+        check_depth(clip_model.transformer, depth)
+        self.context = opening(clip_model, names, words, n)
+        self.deeper = nn.ParameterList(random_vectors(*self.context.ctx.shape) for _ in range(1, depth))
+
+    def vectors(self):
+        """depth times (n, D)."""
+        return [self.context.ctx, *self.deeper]
+
+    def prompts(self):
+        """What encode_text takes."""
+        texts, _, positions = self.context.prompts()
+        return texts, dict(enumerate(self.vectors())), positions
+
+
+def check_depth(tower, depth):
+    blocks = len(tower.resblocks)
+    if not 1 <= depth <= blocks:
+        raise UserError(f"No prompts of depth {depth} in a tower of {blocks} blocks: choose a depth of 1 to {blocks}")

@@ -21,8 +21,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import ClipTrainer, add_options
-from .maple import DeepContext, check_depth
-from .prompts import embed, ensemble, random_vectors
+from .prompts import DeepContext, check_depth, random_vectors
 
 
 def extend_cfg(cfg):
@@ -71,16 +70,6 @@ class IVLP(ClipTrainer):
         return {"TRAINER.IVLP.CTX_INIT": self.options.CTX_INIT}
 
 
-@torch.no_grad()
-def ensemble_features(trainer):
-    """The mean of frozen CLIP's features of all prompts of the ensemble: (C, E), not normalised."""
-    with trainer.shelf:
-        total = 0
-        for prompt in ensemble():
-            total = total + trainer.encode_text(embed(trainer.clip_model, [prompt.format(n) for n in trainer.names]))
-        return total / len(ensemble())
-
-
 def epoch_weights(epochs, mean, std):
     """GPA's weights of epochs 1 ... `epochs`: (T,), adding up to 1; a softmax, as exp alone may underflow."""
     epoch = torch.arange(1, epochs + 1, dtype=torch.float64)
@@ -97,7 +86,7 @@ class PromptSRC(ClipTrainer):
 
     @cached_property
     def hand(self):
-        return F.normalize(ensemble_features(self), dim=-1)  # (C, E)
+        return F.normalize(self.ensemble_features(), dim=-1)  # (C, E)
 
     def classes(self):
         return self.encode_text(*self.learned.text.prompts())

@@ -21,7 +21,6 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import MODEL, NOT_RANDOM, ClipTrainer, add_options
 from .class_rows import columns, make_room
-from .prompts import embed
 
 
 def extend_cfg(cfg):
@@ -63,9 +62,8 @@ class TipAdapterF(ClipTrainer):
     def class_texts(self):
         if not self.options.TEMPLATES:
             return self.hand_written()
-        texts = [embed(self.clip_model, [t.format(name) for name in self.names]) for t in self.options.TEMPLATES]
-        with torch.no_grad():
-            return torch.stack([F.normalize(self.encode_text(text), dim=-1) for text in texts]).mean(dim=0)
+        features = map(self.prompted, self.options.TEMPLATES)
+        return torch.stack([F.normalize(each, dim=-1) for each in features]).mean(dim=0)
 
     def parameter_groups(self):
         return [{"params": list(self.learned.parameters()), "eps": 1e-4}]  # as released
