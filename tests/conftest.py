@@ -1,19 +1,26 @@
 """What all tests share: nothing of the user's is touched, and no test leaves its mark on the next."""
 
+import copy
+import functools
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from clip.model import CLIP
+from dassl.utils import download
+from tests.server import Server
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_weights_cache(tmp_path_factory):
-    """CLIP's weights are unpacked into a folder of this test run, not into the user's."""
+def nothing_of_the_users(tmp_path_factory):
+    """CLIP's weights are unpacked into a folder of this test run, and no variable says where else to look."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIP_CACHE", str(tmp_path_factory.mktemp("clip_cache")))
+        for name in ("DATA", "HF_ENDPOINT"):
+            patch.delenv(name, raising=False)
         yield
 
 
@@ -26,10 +33,36 @@ def same_random_numbers():
 
 
 @pytest.fixture
-def make_clip():
-    """make_clip(**sizes) -> a CLIP in fp32 with every parameter random, also those that start as 0 or 1."""
+def server(monkeypatch):
+    """A web server on this machine; downloads from it don't wait between tries and go through no proxy."""
+    monkeypatch.setattr(download, "WAIT_SECONDS", 0)
+    monkeypatch.setenv("no_proxy", "*")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
-    def make(seed=0, **sizes):
+
+@pytest.fixture(scope="session")
+def make_clip():
+    """make_clip(**sizes) -> a CLIP in fp32 with every parameter random, also those that start as 0 or 1.
+
+    One of each kind is made, without touching PyTorch's generator; every call returns a copy of its own.
+    """
+
+    @functools.cache
+    def make(seed, sizes):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = CLIP(**dict(sizes)).eval()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+        return model
+
+    def copied(seed=0, **sizes):
         tiny = dict(
             embed_dim=48,
             image_resolution=32,
@@ -42,11 +75,6 @@ def make_clip():
             transformer_heads=1,
             transformer_layers=3,
         )
-        model = CLIP(**(tiny | sizes)).eval()
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-        return model
+        return copy.deepcopy(make(seed, tuple((tiny | sizes).items())))
 
-    return make
+    return copied

@@ -6,7 +6,6 @@ import random
 import re
 import threading
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import open_clip
@@ -26,45 +25,14 @@ from dassl.utils import download as downloader
 
 CONTENT = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+NAME = f"{SHA256}/model.pt"
 EMBEDDED_NAME = "ViT-XS/16-icons"
 
 
-class Server(ThreadingHTTPServer):
-    """Serves CONTENT under any path. `cuts` are numbers of bytes after which the next answers break off."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges, self.cuts, self.knows_ranges, self.status = [], [], True, 200
-        self.url = f"http://127.0.0.1:{self.server_port}/{SHA256}/model.pt"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, requested = self.server, self.headers.get("Range")
-        server.ranges.append(requested)
-        start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1]) if requested and server.knows_ranges else 0
-        status = server.status
-        if status == 200 and start:
-            status = 206 if start < len(CONTENT) else 416
-        body = CONTENT[start:] if status < 400 else b""
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(downloader, "WAIT_SECONDS", 0)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def serve(server):
+    """serve(*tricks) -> the address at which CONTENT can be had, as OpenAI's: the SHA-256, then the name."""
+    return lambda *tricks: server.put(NAME, CONTENT, *tricks)
 
 
 # ---- names ----
@@ -108,89 +76,90 @@ def test_jit_is_refused():
 # ---- download ----
 
 
-def test_a_fresh_download_is_verified_and_never_repeated(server, tmp_path):
-    path = _download(server.url, root=str(tmp_path / "new" / "cache"))
+def test_a_fresh_download_is_verified_and_never_repeated(serve, server, tmp_path):
+    url = serve()
+    path = _download(url, root=str(tmp_path / "new" / "cache"))
     assert path == str(tmp_path / "new" / "cache" / "model.pt")
     assert (tmp_path / "new" / "cache" / "model.pt").read_bytes() == CONTENT
     assert not list(tmp_path.rglob("*.part"))
-    assert _download(server.url, root=str(tmp_path / "new" / "cache")) == path
-    assert server.ranges == [None]
+    assert _download(url, root=str(tmp_path / "new" / "cache")) == path
+    assert server.ranges(NAME) == [None]
 
 
-def test_the_cache_folder_is_looked_up_at_call_time(server, tmp_path, monkeypatch):
+def test_the_cache_folder_is_looked_up_at_call_time(serve, tmp_path, monkeypatch):
+    url = serve()
     monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "cache"))
-    assert _download(server.url) == str(tmp_path / "cache" / "model.pt")
+    assert _download(url) == str(tmp_path / "cache" / "model.pt")
     monkeypatch.delenv("CLIP_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert _download(server.url) == str(tmp_path / ".cache" / "clip" / "model.pt")
+    assert _download(url) == str(tmp_path / ".cache" / "clip" / "model.pt")
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, tmp_path):
-    server.cuts = [100_000, 50_000]
-    path = _download(server.url, root=tmp_path)
-    assert server.ranges == [None, "bytes=100000-", "bytes=150000-"]
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(serve, server, tmp_path):
+    path = _download(serve({"cut": 100_000}, {"cut": 50_000}), root=tmp_path)
+    assert server.ranges(NAME) == [None, "bytes=100000-", "bytes=150000-"]
     assert Path(path).read_bytes() == CONTENT
 
 
-def test_a_killed_run_is_taken_up_by_the_next_one(server, tmp_path):
+def test_a_killed_run_is_taken_up_by_the_next_one(serve, server, tmp_path):
     (tmp_path / "model.pt.part").write_bytes(CONTENT[:123_456])
-    path = _download(server.url, root=tmp_path)
-    assert server.ranges == ["bytes=123456-"]
+    path = _download(serve(), root=tmp_path)
+    assert server.ranges(NAME) == ["bytes=123456-"]
     assert Path(path).read_bytes() == CONTENT
 
 
-def test_a_part_that_is_already_whole_is_accepted(server, tmp_path):
+def test_a_part_that_is_already_whole_is_accepted(serve, tmp_path):
     (tmp_path / "model.pt.part").write_bytes(CONTENT)
-    assert Path(_download(server.url, root=tmp_path)).read_bytes() == CONTENT
+    assert Path(_download(serve(), root=tmp_path)).read_bytes() == CONTENT
 
 
-def test_a_server_that_knows_no_ranges_starts_anew(server, tmp_path):
-    server.knows_ranges, server.cuts = False, [200_000]
-    assert Path(_download(server.url, root=tmp_path)).read_bytes() == CONTENT
-    assert server.ranges == [None, "bytes=200000-"]
+def test_a_server_that_knows_no_ranges_starts_anew(serve, server, tmp_path):
+    url = serve({"cut": 200_000}, {"no_range": True})
+    assert Path(_download(url, root=tmp_path)).read_bytes() == CONTENT
+    assert server.ranges(NAME) == [None, "bytes=200000-"]
 
 
 def test_a_wrong_file_is_refused_and_nothing_is_left(server, tmp_path):
-    url = server.url.replace(SHA256, "0" * 64)
+    url = server.put(f"{'0' * 64}/model.pt", CONTENT)
     with pytest.raises(RuntimeError, match=f"wrong SHA-256 {SHA256}.*run again"):
         _download(url, root=tmp_path)
     assert not (tmp_path / "model.pt").exists() and not (tmp_path / "model.pt.part").exists()
 
 
-def test_a_part_of_another_file_is_refused_and_the_next_run_is_fresh(server, tmp_path):
+def test_a_part_of_another_file_is_refused_and_the_next_run_is_fresh(serve, tmp_path):
     (tmp_path / "model.pt.part").write_bytes(b"x" * 1000)
     with pytest.raises(WeightsError, match="wrong SHA-256"):
-        _download(server.url, root=tmp_path)
-    assert Path(_download(server.url, root=tmp_path)).read_bytes() == CONTENT
+        _download(serve(), root=tmp_path)
+    assert Path(_download(serve(), root=tmp_path)).read_bytes() == CONTENT
 
 
-def test_a_users_own_file_is_not_overwritten(server, tmp_path):
+def test_a_users_own_file_is_not_overwritten(serve, server, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"my own weights")
     with pytest.raises(RuntimeError, match=r"model\.pt has the SHA-256 .* move it away .*load it by its path"):
-        _download(server.url, root=tmp_path)
+        _download(serve(), root=tmp_path)
     assert (tmp_path / "model.pt").read_bytes() == b"my own weights"
-    assert server.ranges == []
+    assert server.ranges(NAME) == []
 
 
-def test_a_file_is_hashed_once_and_again_when_it_was_touched(server, tmp_path, monkeypatch):
+def test_a_file_is_hashed_once_and_again_when_it_was_touched(serve, tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     path.write_bytes(CONTENT)
     hashed = []
     original = weights.file_hash
     monkeypatch.setattr(weights, "file_hash", lambda p: hashed.append(p.name) or original(p))
     for _ in range(3):
-        _download(server.url, root=tmp_path)
+        _download(serve(), root=tmp_path)
     assert hashed == ["model.pt"]
     path.write_bytes(CONTENT[:-1] + b"\0")  # the same size
     os.utime(path, ns=(1, 1))
     with pytest.raises(WeightsError, match="has the SHA-256"):
-        _download(server.url, root=tmp_path)
+        _download(serve(), root=tmp_path)
 
 
-def test_a_folder_in_the_files_place_is_refused(server, tmp_path):
+def test_a_folder_in_the_files_place_is_refused(serve, tmp_path):
     (tmp_path / "model.pt").mkdir()
     with pytest.raises(RuntimeError, match="exists and is not a regular file"):
-        _download(server.url, root=tmp_path)
+        _download(serve(), root=tmp_path)
 
 
 def test_file_urls_work(tmp_path):
@@ -208,11 +177,11 @@ def test_a_url_without_sha256_is_refused():
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, downloader.TRIES)])
-def test_a_failing_server_is_named_and_asked_again_only_if_that_can_help(server, tmp_path, status, requests):
-    server.status = status
-    with pytest.raises(OSError, match=f"can't download {server.url} .*{status}.*put the file at {tmp_path}/model.pt"):
-        _download(server.url, root=tmp_path)
-    assert len(server.ranges) == requests
+def test_a_failing_server_is_named_and_asked_again_only_if_that_can_help(serve, server, tmp_path, status, requests):
+    url = serve(*[{"status": status}] * downloader.TRIES)
+    with pytest.raises(OSError, match=f"can't download {url} .*{status}.*put the file at {tmp_path}/model.pt"):
+        _download(url, root=tmp_path)
+    assert len(server.ranges(NAME)) == requests
 
 
 def test_a_full_disk_is_reported_at_once(tmp_path, monkeypatch):
@@ -228,13 +197,14 @@ def test_a_full_disk_is_reported_at_once(tmp_path, monkeypatch):
     assert len(calls) == 1
 
 
-def test_runs_started_together_download_once(server, tmp_path):
-    threads = [threading.Thread(target=_download, args=(server.url, tmp_path)) for _ in range(4)]
+def test_runs_started_together_download_once(serve, server, tmp_path):
+    url = serve()
+    threads = [threading.Thread(target=_download, args=(url, tmp_path)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert server.ranges == [None]
+    assert server.ranges(NAME) == [None]
     assert (tmp_path / "model.pt").read_bytes() == CONTENT
 
 

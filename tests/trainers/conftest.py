@@ -1,5 +1,8 @@
 """A tiny random CLIP in a file, a data set of coloured pictures, and trainers built on the two."""
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,8 +35,8 @@ class Pictures(DatasetBase):
         super().__init__(train_x=items["train"], test=items["test"])
 
 
-@pytest.fixture
-def random_clip(make_clip):
+@pytest.fixture(scope="session")
+def rounded_clip(make_clip):
     """A CLIP of 3 + 3 blocks for 32 pixels, every parameter random, in eval mode; fp32, rounded to what fp16 holds."""
     model = make_clip(embed_dim=32)
     convert_weights(model)  # as every loaded model is
@@ -41,26 +44,38 @@ def random_clip(make_clip):
 
 
 @pytest.fixture
-def make_cfg(tmp_path, random_clip):
-    """make_cfg(trainer, KEY, VALUE, ...): options of a short run of it on Pictures, whose files are written first."""
-    noise = np.random.default_rng(0)
+def random_clip(rounded_clip):
+    """A test's own copy of it."""
+    return copy.deepcopy(rounded_clip)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory, rounded_clip):
+    """The folder with Pictures' files and the CLIP, tiny.safetensors, which all tests read and none changes."""
+    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for part, number in IMAGES.items():
         for label in range(len(CLASSES)):
             colour = noise.uniform(0, 255, 3)
             for i in range(number):
                 pixels = np.clip(noise.normal(colour, 50, (40, 40, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(tmp_path / f"{part}_{label}_{i}.png")
-    save_file(random_clip.state_dict(), tmp_path / "tiny.safetensors")
+                Image.fromarray(pixels).save(folder / f"{part}_{label}_{i}.png")
+    save_file(rounded_clip.state_dict(), folder / "tiny.safetensors")
+    return folder
 
-    def make(trainer, *opts):
+
+@pytest.fixture(scope="session")
+def make_cfg_in(pictures):
+    """make_cfg_in(folder, trainer, KEY, VALUE, ...): options of a short run on Pictures with that OUTPUT_DIR."""
+
+    def make(folder, trainer, *opts):
         cfg = get_cfg_default()
         trainers.extend_cfg(cfg)
         fixed = {
             "TRAINER.NAME": trainer,
             "DATASET.NAME": "Pictures",
-            "DATASET.ROOT": str(tmp_path),
-            "OUTPUT_DIR": str(tmp_path / "run"),
-            "MODEL.BACKBONE.NAME": str(tmp_path / "tiny.safetensors"),
+            "DATASET.ROOT": str(pictures),
+            "OUTPUT_DIR": str(folder),
+            "MODEL.BACKBONE.NAME": str(pictures / "tiny.safetensors"),
             "INPUT.SIZE": (32, 32),
             "INPUT.TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"],
             "DATALOADER.NUM_WORKERS": 0,
@@ -80,13 +95,25 @@ def make_cfg(tmp_path, random_clip):
     return make
 
 
-@pytest.fixture
-def make_trainer(make_cfg):
-    """make_trainer(trainer, KEY, VALUE, ...): the trainer itself, built after its seed was set."""
+@pytest.fixture(scope="session")
+def make_trainer_in(make_cfg_in):
+    """make_trainer_in(folder, trainer, KEY, VALUE, ...): the trainer itself, built after its seed was set."""
 
-    def make(trainer, *opts):
-        cfg = make_cfg(trainer, *opts)
+    def make(folder, trainer, *opts):
+        cfg = make_cfg_in(folder, trainer, *opts)
         set_random_seed(cfg.SEED)
         return build_trainer(cfg)
 
     return make
+
+
+@pytest.fixture
+def make_cfg(make_cfg_in, tmp_path):
+    """make_cfg(trainer, KEY, VALUE, ...): the same for the test's own folder `run`."""
+    return functools.partial(make_cfg_in, tmp_path / "run")
+
+
+@pytest.fixture
+def make_trainer(make_trainer_in, tmp_path):
+    """make_trainer(trainer, KEY, VALUE, ...): the same for the test's own folder `run`."""
+    return functools.partial(make_trainer_in, tmp_path / "run")
