@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms import RandAugment
 
+from clip import clip
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import MissingFile, UserError, read_json
 
@@ -42,9 +43,14 @@ def extend_cfg(cfg):
 
 
 def read_sentences(path, names):
-    """The sentences of each of `names` in a JSON file. UserError (MissingFile) if it hasn't got as many for each."""
+    """The sentences of each of `names` in a JSON file.
+
+    Errors: UserError (MissingFile) if it hasn't got as many for each, none of more than 77 tokens.
+    """
     try:
         table = {name.replace("_", " "): sentences for name, sentences in read_json(path).items()}
+        if not all(isinstance(sentences, list) for sentences in table.values()):
+            raise ValueError("each class has a list")
     except FileNotFoundError:
         raise MissingFile(f'No file "{path}": correct TRAINER.COPROMPT.SENTENCES, or leave it out') from None
     except (ValueError, AttributeError) as error:
@@ -56,6 +62,11 @@ def read_sentences(path, names):
     if len(set(map(len, found))) > 1:
         fewest = min(map(len, found))
         raise UserError(f'"{path}" must have equally many sentences for each class: cut all lists to {fewest}')
+    for name, sentences in zip(names, found, strict=True):
+        try:
+            clip.tokenize(sentences)
+        except RuntimeError as error:
+            raise UserError(f'"{path}", {name!r}: shorten the sentence. {error} tokens') from error
     return found
 
 

@@ -46,10 +46,18 @@ def ensemble():
     return _table()["ensemble"]
 
 
+def tokenize(texts):
+    """A text or C texts -> tokens (C, 77); UserError for one that has more."""
+    try:
+        return clip.tokenize(texts)
+    except RuntimeError as error:
+        raise UserError(f"{error} tokens: shorten the class name or the words around it") from error
+
+
 def embed(clip_model, texts):
-    """C texts -> ClassTexts of their tokens' embeddings, in front of block 0; no graph."""
+    """C texts -> ClassTexts of their tokens' embeddings, in front of block 0; no graph. Errors: as `tokenize`."""
     device = clip_model.positional_embedding.device
-    return shallow_text(clip_model, clip.tokenize(texts).to(device), 0)
+    return shallow_text(clip_model, tokenize(texts).to(device), 0)
 
 
 # ---- learned vectors in the towers ---------------------------------------------------------------------------
@@ -105,7 +113,7 @@ def encode_image(visual, image, prompts):
 
 def word_vectors(clip_model, words):
     """Token embeddings of `words`: (n, D), fp32."""
-    tokens = clip.tokenize(words)[0]
+    tokens = tokenize(words)[0]
     tokens = tokens[1 : tokens.argmax()].to(clip_model.positional_embedding.device)
     return clip_model.token_embedding(tokens).detach().float()
 

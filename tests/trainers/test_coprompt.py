@@ -67,9 +67,14 @@ def test_every_image_comes_as_two_different_views(make_trainer):
     "content, message",
     [
         ("[1]", 'must hold JSON like {"cat"'),
+        (
+            json.dumps({"red box": ["x"], "cat": ["a cat " * 40]}),
+            "json\", 'cat': shorten the sentence. Input a cat a cat",
+        ),
         ("{", 'must hold JSON like {"cat"'),
         ('{"red box": ["x"]}', "has no sentences for 1 of 2 classes: add 'cat'"),
         ('{"red_box": ["x"], "cat": []}', "has no sentences for 1 of 2 classes: add 'cat'"),
+        ('{"red_box": ["x"], "cat": "y"}', "must hold JSON like .*each class has a list"),
         ('{"red_box": ["x"], "cat": ["y", "z"]}', "equally many sentences for each class: cut all lists to 1"),
     ],
 )

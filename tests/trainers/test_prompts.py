@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from clip import clip
 from dassl.config import Config
+from dassl.utils import UserError
 from trainers.prompts import Context, embed, encode_image, encode_text, template, word_vectors
 
 NAMES = ["dog", "a very long name", "red box", "cat"]
@@ -128,3 +129,9 @@ def test_half_precision_towers_take_vectors_in_fp32(make_clip):
 def test_the_table_falls_back_to_zero_shot_and_to_the_default(name, use, expected):
     assert template(Config({"NAME": name, "TEMPLATE": ""}), use) == expected
     assert template(Config({"NAME": name, "TEMPLATE": "my {}"}), use) == "my {}"
+
+
+@pytest.mark.parametrize("texts", [["a dog.", "a photo of a " + "dog " * 80], "dog " * 80])
+def test_a_prompt_that_the_tower_has_no_room_for_is_named(random_clip, texts):
+    with pytest.raises(UserError, match="dog dog .* is too long for context length 77 tokens: shorten the class name"):
+        embed(random_clip, texts) if isinstance(texts, list) else word_vectors(random_clip, texts)
