@@ -1,5 +1,6 @@
 """Peak memory: bytes counted by hand against those that the meter saw."""
 
+import gc
 import mmap
 
 import pytest
@@ -20,6 +21,15 @@ def kilobytes(number):
 def above(live):
     """KiB that `live` gained since it was entered, now and at its peak."""
     return (live.now - live.start) / KB, (live.peak - live.start) / KB
+
+
+@pytest.fixture(autouse=True)
+def what_other_tests_left_is_gone():
+    """And no cycle of theirs is broken up, and its tensors freed, while a meter runs."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

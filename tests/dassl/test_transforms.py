@@ -23,6 +23,12 @@ def noise(size, low=0, high=256):
     return Image.fromarray(np.random.randint(low, high, (size[1], size[0], 3), dtype=np.uint8))
 
 
+@pytest.fixture(autouse=True)
+def vectorised(monkeypatch):
+    """PyTorch's code is compared, also where no vector instructions would make it the faster one."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
 @pytest.fixture
 def options():
     """The default options for 32 px pictures with CoOp's augmentation."""
