@@ -109,9 +109,7 @@ class CLIPLoRA(ClipTrainer):
     def set_epochs(self):
         steps = self.options.STEPS * self.cfg.DATASET.NUM_SHOTS
         if steps > 0:
-            self.cfg.defrost()
-            self.cfg.OPTIM.MAX_EPOCH = self.max_epoch = math.ceil(steps / len(self.train_loader_x))
-            self.cfg.freeze()
+            self.max_epoch = math.ceil(steps / len(self.train_loader_x))
 
     def classes(self):
         with self.autocast():

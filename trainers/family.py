@@ -30,6 +30,14 @@ def load_clip(cfg):
     return clip_model
 
 
+def tokenize(texts):
+    """A text or C texts -> tokens (C, 77); UserError for one that has more."""
+    try:
+        return clip.tokenize(texts)
+    except RuntimeError as error:
+        raise UserError(f"{error} tokens: shorten the class name or the words around it") from error
+
+
 def _load(name):
     if hasattr(clip, "read_state_dict"):  # ours, which knows more kinds of files
         return clip.load(name, device="cpu")[0].float()

@@ -19,6 +19,7 @@ from torch import nn
 from clip import clip
 from dassl.utils import UserError
 
+from .family import tokenize
 from .lskip import ClassTexts, run_images, run_texts, shallow_image, shallow_text
 
 TEMPLATES = Path(__file__).parents[1] / "configs" / "templates.yaml"
@@ -44,14 +45,6 @@ def template(dataset, use="zero_shot"):
 def ensemble():
     """The table's list of prompts whose mean feature stands for a class."""
     return _table()["ensemble"]
-
-
-def tokenize(texts):
-    """A text or C texts -> tokens (C, 77); UserError for one that has more."""
-    try:
-        return clip.tokenize(texts)
-    except RuntimeError as error:
-        raise UserError(f"{error} tokens: shorten the class name or the words around it") from error
 
 
 def embed(clip_model, texts):

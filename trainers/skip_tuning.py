@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 from yacs.config import CfgNode
 
-from clip import clip
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 
 from .cskip import keep_probability, masked_cross_entropy, sample_classes
-from .family import FamilyTrainer, UserError, load_clip
+from .family import FamilyTrainer, UserError, load_clip, tokenize
 from .lskip import DeepImage, DeepText, LayerCache, Shelf, in_chunks, shallow_image, shallow_text
 from .precision import HALF, PRECISIONS, Learner, autocast, halve, moved_share, sample
 
@@ -90,7 +89,7 @@ class SkipTuning(FamilyTrainer):
 
         # LSkip: the towers are cut at omega; what lies before is constant, t^omega is computed here once (Eq. 5).
         prompts = [self.template().format(name.replace("_", " ")) for name in self.dm.dataset.classnames]
-        tokens = clip.tokenize(prompts).to(self.device)  # (C, 77)
+        tokens = tokenize(prompts).to(self.device)  # (C, 77)
         with self.autocast():
             self.t = shallow_text(clip_model, tokens, options.OMEGA)
         self.shelf = nullcontext()  # where the skipped halves lie during training

@@ -300,6 +300,11 @@ def test_checkpoint_of_another_omega_is_refused(make_trainer, tmp_path):
         other.load_model(str(tmp_path / "run"))
 
 
+def test_a_prompt_that_is_too_long_says_what_to_shorten(make_trainer):
+    with pytest.raises(UserError, match="too long for context length 77 tokens: shorten the class name"):
+        make_trainer("SkipTuning", "TRAINER.SKIPTUNING.TEMPLATE", "a " * 80 + "{}.")
+
+
 def test_compiled_halves_are_the_same_halves(make_trainer, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda part: compiled.append(part) or part)
