@@ -187,6 +187,13 @@ def find_missing(runs):
     return {folder: why for folder, why in missing.items() if not folder.is_dir()}
 
 
+def read_folder(folder):
+    """All runs at or below it -> (runs, {folder: why it is missing or broken})."""
+    top = Path(os.path.abspath(folder))
+    runs, problems = read_all(find_runs(top), top, "accuracy", test_log=False)
+    return runs, problems | find_missing(runs)
+
+
 # --- averaging ----------------------------------------------------------------------------------------
 
 
@@ -434,6 +441,15 @@ def print_summaries(runs, args):
         print(f"+- {spread_name(args.ci95)}, n = {stat.n}" if spread else "a single run has no spread")
     if args.multi_exp:
         print("Average performance", f"* {args.keyword}: {statistics.fmean(means):.2f}%", sep="\n")
+
+
+def finish(found, problems, nothing):
+    """Names what is missing or broken; -> the exit code. `nothing` is the error if nothing was found at all."""
+    print_problems(problems)
+    if not found and not problems:
+        print(f"Error: {nothing}", file=sys.stderr)
+        return 2
+    return 1 if problems else 0
 
 
 def print_problems(problems):

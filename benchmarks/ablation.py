@@ -21,12 +21,10 @@ from benchmarks.plot import plot
 from parse_test_res import (
     build_tables,
     cost,
-    find_missing,
-    find_runs,
+    finish,
     notes,
     percent,
-    print_problems,
-    read_all,
+    read_folder,
     seeds_behind,
     shown,
     train_seconds,
@@ -109,8 +107,7 @@ def main(argv=None):
     parser.add_argument("folder", type=Path, help="such as output/ablate/omega")
     folder = parser.parse_args(argv).folder
     top = Path(os.path.abspath(folder))
-    runs, problems = read_all(find_runs(top), top, "accuracy", test_log=False)
-    problems |= find_missing(runs)
+    runs, problems = read_folder(top)
     tables = build_tables(runs, ci95=False)
     grids = collect(tables, top)
     for label, rows in grids.items():
@@ -119,11 +116,7 @@ def main(argv=None):
         plot(folder / f"{name}.png", lambda figure, rows=rows: paint(figure, top.name, rows), size=(10, 4))
         print()
     print(*notes(tables if grids else [], False, None), sep="\n")
-    print_problems(problems)
-    if not grids and not problems:
-        print(f"Error: no base-to-new runs in {folder}; first: bash scripts/skip/ablate_omega.sh", file=sys.stderr)
-        return 2
-    return 1 if problems else 0
+    return finish(grids, problems, f"no base-to-new runs in {folder}; first: bash scripts/skip/ablate_omega.sh")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -21,11 +20,9 @@ from parse_test_res import (
     Published,
     build_tables,
     cost,
-    find_missing,
-    find_runs,
+    finish,
     percent,
-    print_problems,
-    read_all,
+    read_folder,
     seeds_behind,
     shown,
     spread_name,
@@ -109,9 +106,7 @@ def main(argv=None):
     )
     parser.add_argument("folder", type=Path, help="such as output/compare")
     folder = parser.parse_args(argv).folder
-    top = Path(os.path.abspath(folder))
-    runs, problems = read_all(find_runs(top), top, "accuracy", test_log=False)
-    problems |= find_missing(runs)
+    runs, problems = read_folder(folder)
     tables = [table for table in build_tables(runs, ci95=False) if table.protocol == "base2new"]
     published = Published().averages("base2new", "Average of 11")
     parameters = learned(runs)
@@ -123,11 +118,7 @@ def main(argv=None):
                 print(f"{heading}\n\n{render(names, found, parameters, published)}\n")
     if tables:
         print(NOTES)
-    print_problems(problems)
-    if not tables and not problems:
-        print(f"Error: no base-to-new runs in {folder}; first: bash scripts/compare.sh emoji", file=sys.stderr)
-        return 2
-    return 1 if problems else 0
+    return finish(tables, problems, f"no base-to-new runs in {folder}; first: bash scripts/compare.sh emoji")
 
 
 if __name__ == "__main__":

@@ -5,23 +5,20 @@ run, the methods taking turns, each with the savings that change no number on (t
 precision. The paper's ratios stand beside ours: its times are of its own code on a GPU, its memory is an estimate.
 """
 
-import argparse
 import sys
-import tempfile
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from tabulate import tabulate
 
 from dassl.engine.record import learned_parameters
-from dassl.utils import UserError, exit_code, write_json
 from parse_test_res import Published
 from trainers.cskip import keep_probability
 from trainers.lskip import LayerCache
 from trainers.tip_adapter import TipAdapterF
 
-from .measure import check_new, interleaved, machine
+from .measure import interleaved, machine, parser, report
 from .model import IMAGES, SHAPE, SHOTS, Bench, prepare, quiet
 from .paper_memory import estimate, prompt_layer, teacher
 
@@ -144,7 +141,7 @@ def measure(bench, classes, methods, precision, rounds, progress):
     return rows
 
 
-def run(folder, shape, numbers, methods, precision, rounds, progress=lambda text: None):
+def run(shape, methods, precision, folder, numbers, rounds, progress=lambda text: None):
     """All measurements as one dictionary, what `--json` writes: {M: {method: row}}."""
     bench = Bench(folder, shape)
     rows = {number: measure(bench, number, methods, precision, rounds, progress) for number in numbers}
@@ -188,32 +185,12 @@ paper-style: the estimate that the paper's tables give (benchmarks/paper_memory.
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
-    parser.add_argument("--classes", type=int, nargs="+", default=[50, 500], help="M, base classes")
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help="some of them"
-    )
-    parser.add_argument("--prec", choices=("fp32", "bf16"), default="fp32", help="of every method (default: fp32)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every method; the median counts (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="50 classes, one round: a few minutes")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
-    args = parser.parse_args(argv)
-    return exit_code(lambda: report(args), "nothing is kept, start it again")
-
-
-def report(args):
-    """Measure, write and print what the command line asks for."""
-    numbers, rounds = ([50], 1) if args.quick else (sorted(set(args.classes)), args.rounds)
-    if numbers[0] < 2 or rounds < 1:
-        raise UserError("--classes must be 2 or more, and --rounds 1 or more")
-    check_new(args.json)
+    options = parser("methods", __doc__, [50, 500])
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="NAME", help="some of them")
+    options.add_argument("--prec", choices=("fp32", "bf16"), default="fp32", help="of every method (default: fp32)")
+    args = options.parse_args(argv)
     methods = [name for name in METHODS if name in {*args.methods, OURS}]
-    with tempfile.TemporaryDirectory() as folder:
-        progress = lambda text: print(text, file=sys.stderr)  # noqa: E731
-        result = run(Path(folder), SHAPE, numbers, methods, args.prec, rounds, progress)
-    if args.json:
-        write_json(result, args.json)
-    print(table(result))
+    return report(args, partial(run, SHAPE, methods, args.prec), table)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,16 @@ run, the rows taking turns. "plain" is benchmarks/plain.py, the paper as it stan
 savings that change nothing but the cost, preset `recommended`.
 """
 
-import argparse
 import sys
-import tempfile
-from pathlib import Path
+from functools import partial
 
 import torch
 from tabulate import tabulate
 
 from clip import clip
-from dassl.utils import UserError, exit_code, write_json
 from trainers.cskip import keep_probability
 
-from .measure import check_new, interleaved, machine
+from .measure import interleaved, machine, parser, report
 from .model import IMAGES, SHAPE, SHOTS, Bench, class_names, prepare, quiet
 from .paper_memory import estimate
 from .plain import PlainStep, deep_image, shallow_image
@@ -136,7 +133,7 @@ def whole_run(name, row, classes, rates):
     return images / BATCH * row["ms"] / 1e3 + extracts
 
 
-def run(folder, shape, numbers, rounds, progress=lambda text: None):
+def run(shape, folder, numbers, rounds, progress=lambda text: None):
     """All measurements as one dictionary, what `--json` writes."""
     bench = Bench(folder, shape)
     steps, rates = {}, None
@@ -200,26 +197,8 @@ images/s: {IMAGES} at a time, once the classes are encoded; in brackets over the
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.skip_tuning", description=__doc__)
-    parser.add_argument("--classes", type=int, nargs="+", default=[50, 100, 500, 1000], help="M, base classes")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every row; the median counts (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="50 classes, one round: a few minutes")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
-    args = parser.parse_args(argv)
-    return exit_code(lambda: report(args), "nothing is kept, start it again")
-
-
-def report(args):
-    """Measure, write and print what the command line asks for."""
-    numbers, rounds = ([50], 1) if args.quick else (sorted(set(args.classes)), args.rounds)
-    if numbers[0] < 2 or rounds < 1:
-        raise UserError("--classes must be 2 or more, and --rounds 1 or more")
-    check_new(args.json)
-    with tempfile.TemporaryDirectory() as folder:
-        result = run(Path(folder), SHAPE, numbers, rounds, progress=lambda text: print(text, file=sys.stderr))
-    if args.json:
-        write_json(result, args.json)
-    print(table(result))
+    args = parser("skip_tuning", __doc__, [50, 100, 500, 1000]).parse_args(argv)
+    return report(args, partial(run, SHAPE), table)
 
 
 if __name__ == "__main__":

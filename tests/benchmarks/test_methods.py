@@ -14,7 +14,7 @@ CLASSES = 5
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory, small_shape):
-    return bench.run(tmp_path_factory.mktemp("bench"), small_shape, [CLASSES], bench.METHODS, "fp32", rounds=1)
+    return bench.run(small_shape, bench.METHODS, "fp32", tmp_path_factory.mktemp("bench"), [CLASSES], rounds=1)
 
 
 def test_every_method_has_its_figures(result):

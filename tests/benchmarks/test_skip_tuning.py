@@ -15,7 +15,7 @@ from trainers.cskip import keep_probability
 def result(tmp_path_factory, small_shape):
     gc.collect()
     gc.disable()  # what other tests and rows left is not freed between two looks at what is alive
-    found = bench.run(tmp_path_factory.mktemp("bench"), small_shape, [6, 12, 200], rounds=1)
+    found = bench.run(small_shape, tmp_path_factory.mktemp("bench"), [6, 12, 200], rounds=1)
     gc.enable()
     return found
 
