@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -26,7 +27,8 @@ class Method(NamedTuple):
 
 LR = "OPTIM.LR"
 ADAM = ("OPTIM.NAME", "adam", LR, "0.02")
-SHORT = ("OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "8")
+TWO_EPOCHS = ("OPTIM.MAX_EPOCH", "2")
+SHORT = ("OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "16")
 DEEP = ("OPTIM.NAME", "adam", LR, "0.005")
 DEPTHS = {  # of the tiny towers' three blocks
     node: (f"TRAINER.{node}.PROMPT_DEPTH_TEXT", "2", f"TRAINER.{node}.PROMPT_DEPTH_VISION", "3")
@@ -59,15 +61,36 @@ LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
 
 
-@pytest.fixture(autouse=True)
-def memory_is_not_measured(monkeypatch):
-    monkeypatch.setattr(memory, "STEPS", 0)  # it takes longer than the tiny runs
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_not_measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "STEPS", 0)  # it takes longer than the tiny runs
+        yield
 
 
 @pytest.fixture
 def make(make_trainer):
-    """make(method, KEY, VALUE, ...): its trainer for one epoch of four steps, with the options of its row."""
+    """make(method, KEY, VALUE, ...): its trainer for one epoch of two steps, with the options of its row."""
     return lambda method, *opts: make_trainer(method, *SHORT, *METHODS[method].opts, *opts)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def whole(request, make_trainer_in, tmp_path_factory):
+    """A method's trainer after two epochs, with `method`, `folder` and `before`: its parameters as they were."""
+    method, folder = request.param, tmp_path_factory.mktemp("whole")
+    trainer = make_trainer_in(folder, method, *SHORT, *METHODS[method].opts, *TWO_EPOCHS)
+    before = {name: p.detach().clone() for name, p in parameters(trainer).items()}
+    trainer.train()
+    return SimpleNamespace(method=method, folder=folder, trainer=trainer, before=before)
+
+
+whole_learner = pytest.mark.parametrize("whole", LEARNERS, indirect=True)
+
+
+def parameters(trainer):
+    """All there are, of CLIP and what learns, by name."""
+    modules = [trainer.clip_model, *trainer._models.values()]
+    return {f"{i}.{name}": p for i, module in enumerate(modules) for name, p in module.named_parameters()}
 
 
 def learned(trainer):
@@ -92,15 +115,12 @@ def test_before_training_a_method_is_zero_shot_clip(method, make, random_clip):
     torch.testing.assert_close(logits(trainer, images), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_leaves_its_numbers(method, make, tmp_path):
-    trainer = make(method)
-    trainer.train()
-    write_result(trainer, "tiny")
-    row = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert row["trainer"] == method and row["total"] == 16 and 0 <= row["accuracy"] <= 100
+def test_a_run_leaves_its_numbers(whole):
+    write_result(whole.trainer, "tiny")
+    row = json.loads((whole.folder / "result.json").read_text())
+    assert row["trainer"] == whole.method and row["total"] == 16 and 0 <= row["accuracy"] <= 100
     assert row["learned_parameters"] == (
-        sum(p.numel() for p in learned(trainer).parameters()) if trainer._models else 0
+        sum(p.numel() for p in learned(whole.trainer).parameters()) if whole.trainer._models else 0
     )
 
 
@@ -114,37 +134,19 @@ def test_at_vit_b16_as_many_parameters_learn_as_published(method, make_trainer, 
     assert learned_parameters(trainer) == METHODS[method].parameters
 
 
-@pytest.mark.parametrize("method", LEARNERS)
-def test_training_moves_all_that_is_learned_and_nothing_else(method, make):
-    trainer = make(method)
-    ours = {id(p) for p in learned(trainer).parameters()}
-    tensors = [*learned(trainer).named_parameters(), *trainer.clip_model.named_parameters()]
-    before = {name: p.detach().clone() for name, p in tensors}
-    trainer.train()
-    for name, p in tensors:
-        assert torch.equal(p, before[name]) == (id(p) not in ours), name
+@whole_learner
+def test_training_moves_all_that_is_learned_and_nothing_else(whole):
+    ours = {id(p) for p in learned(whole.trainer).parameters()}
+    for name, p in parameters(whole.trainer).items():
+        assert torch.equal(p, whole.before[name]) == (id(p) not in ours), name
 
 
-@pytest.mark.parametrize("method", LEARNERS)
-def test_the_same_seed_gives_the_same_weights(method, make, tmp_path):
-    first, second = make(method), make(method, "OUTPUT_DIR", str(tmp_path / "second"))
-    for trainer in (first, second):
-        torch.manual_seed(3)
-        trainer.before_train()
-        trainer.before_epoch()
-        trainer.run_epoch()
-    for name, value in learned(first).state_dict().items():
-        assert torch.equal(value, learned(second).state_dict()[name]), name
-
-
-@pytest.mark.parametrize("method", LEARNERS)
-def test_what_was_saved_gives_the_same_logits_when_loaded(method, make, tmp_path):
-    trained = make(method)
-    trained.train()
-    loaded = make(method, "OUTPUT_DIR", str(tmp_path / "other"))
-    loaded.load_model(str(tmp_path / "run"))
+@whole_learner
+def test_what_was_saved_gives_the_same_logits_when_loaded(whole, make):
+    loaded = make(whole.method)
+    loaded.load_model(str(whole.folder))
     images = torch.randn(3, 3, 32, 32)
-    assert torch.equal(logits(trained, images), logits(loaded, images))
+    assert torch.equal(logits(whole.trainer, images), logits(loaded, images))
 
 
 @pytest.mark.parametrize("method", LEARNERS)
@@ -165,12 +167,9 @@ def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_th
     torch.testing.assert_close(found["all"][:, compared], apart[:, compared], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", LEARNERS)
-def test_a_run_that_was_interrupted_ends_with_the_same_bytes(method, make, tmp_path):
-    opts = ["OPTIM.MAX_EPOCH", "2"]
-    whole = make(method, *opts)
-    whole.train()
-    interrupted = make(method, *opts, "OUTPUT_DIR", str(tmp_path / "cut"))
+@whole_learner
+def test_a_run_of_the_same_seed_that_was_interrupted_ends_with_the_same_bytes(whole, make):
+    interrupted = make(whole.method, *TWO_EPOCHS)
     forward_backward = interrupted.forward_backward
 
     def interrupt(batch):
@@ -182,16 +181,21 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(method, make, tmp_p
     with pytest.raises(KeyboardInterrupt):
         interrupted.train()
     torch.manual_seed(99)
-    resumed = make(method, *opts, "OUTPUT_DIR", str(tmp_path / "cut"))
+    resumed = make(whole.method, *TWO_EPOCHS)
     resumed.train()
     assert resumed.start_epoch == 1
-    for name, value in learned(whole).state_dict().items():
+    for name, value in learned(whole.trainer).state_dict().items():
         assert torch.equal(value, learned(resumed).state_dict()[name]), name
 
 
 @pytest.mark.parametrize("method", LEARNERS)
 def test_the_loss_falls(method, make):
-    trainer = make(method, "OPTIM.MAX_EPOCH", "8", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", *PIXELS)
+    """That of one batch, in sixteen steps on it: which images come last has no part in it."""
+    trainer = make(method, *TWO_EPOCHS, "DATALOADER.TRAIN_X.BATCH_SIZE", "4", *PIXELS)
+    trainer.before_train()
+    trainer.epoch = 0
+    trainer.before_epoch()
+    trainer.train_loader_x = [next(iter(trainer.train_loader_x))] * 16
     losses = []
     forward_backward = trainer.forward_backward
 
@@ -201,18 +205,17 @@ def test_the_loss_falls(method, make):
         return summary
 
     trainer.forward_backward = record
-    trainer.train()
-    assert all(map(math.isfinite, losses))
-    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    trainer.run_epoch()
+    assert len(losses) == 16 and all(map(math.isfinite, losses))
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_trains_and_its_logits_are_near_those_of_fp32(method, make):
     prec = f"TRAINER.{METHODS[method].node or method.upper()}.PREC"
     images = torch.randn(3, 3, 32, 32)
-    found = {value: logits(make(method, prec, value), images) for value in ("fp32", "bf16")}
-    torch.testing.assert_close(found["bf16"], found["fp32"], rtol=0.1, atol=0.1 * found["fp32"].std().item())
-    trainer = make(method, prec, "bf16")
+    exact, trainer = logits(make(method, prec, "fp32"), images), make(method, prec, "bf16")
+    torch.testing.assert_close(logits(trainer, images), exact, rtol=0.1, atol=0.1 * exact.std().item())
     trainer.train()
     assert torch.isfinite(logits(trainer, images)).all()
     if trainer._models:
