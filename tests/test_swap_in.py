@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -185,8 +186,12 @@ def test_trees_that_are_no_fork_are_refused_with_the_reason(tmp_path, capsys):
     assert re.search("several codebases: give one of .*plot-a, .*plot-b", refused(capsys, path))
 
 
-def test_changes_that_git_does_not_have_are_refused_and_new_files_are_not(tmp_path, capsys):
+def test_changes_that_git_does_not_have_are_refused_and_new_files_are_not(tmp_path, capsys, monkeypatch):
     path, root = make_fork(tmp_path, "CoOp")
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):  # whose hooks and signatures are the user's own
+        monkeypatch.setenv(name, os.devnull)
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):  # set where a hook runs the tests
+        monkeypatch.delenv(name, raising=False)
     git = ["git", "-C", str(path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
         subprocess.run([*git, *command], check=True)
