@@ -43,8 +43,12 @@ def gradients(model):
 
 
 def assert_same_gradients(found, expected):
+    """Up to rounding, which goes with a gradient's largest element: small ones may be what is left of large sums."""
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        rounding = max(1e-5, 1e-4 * expected[name].abs().max().item())
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-3, atol=rounding, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def blocks_of(names):
