@@ -23,7 +23,7 @@ def above(live):
     return (live.now - live.start) / KB, (live.peak - live.start) / KB
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def what_other_tests_left_is_gone():
     """And no cycle of theirs is broken up, and its tensors freed, while a meter runs."""
     gc.collect()
