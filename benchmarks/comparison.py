@@ -2,7 +2,7 @@
 
     python -m benchmarks.comparison output/compare
 
-Base, New and H are means and sample standard deviations over seeds, H seed by seed; training seconds include feature
+Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include feature
 extraction, peak memory is that of training. One table each for every method's own recipe and for Skip Tuning's batch
 size and epochs. A run that is missing or broken is listed and left out.
 
@@ -43,7 +43,7 @@ TABLES = {  # the paper's rows in its order, and ours beside them
 RECIPES = {"": "each method's own recipe", "_matched": "Skip Tuning's batch size and epochs"}
 ACCURACIES = ("Base", "New", "H")
 COSTS = {"Train s": "train seconds", "Peak MB": "estimated memory MB"}  # ours: the paper's
-HEADER = ["", *ACCURACIES, "Train s", "ours", "Peak MB", "ours", "learned", "n"]
+HEADER = ["", *ACCURACIES, "Train s", "ratio", "Peak MB", "ratio", "learned", "n"]
 PAPER = [f"paper\n{name}" for name in (*ACCURACIES, "time", "memory")]
 
 
@@ -82,7 +82,8 @@ def render(names, found, parameters, published):
         if name not in found:
             continue
         row, trainer, config = found[name]
-        cells = [name, *(percent(row.get(key)) for key in ACCURACIES)]
+        means = [f"{row[key].mean:.2f}" if key in row else "-" for key in ("Base", "New")]
+        cells = [name, *means, percent(row.get("H"))]
         theirs = [f"{published[name, key]:.2f}" if (name, key) in published else "-" for key in ACCURACIES]
         for key, paper in COSTS.items():
             cells += [cost(row.get(key)), times(*(r[key].mean if key in r else None for r in (row, ours)))]
@@ -93,8 +94,8 @@ def render(names, found, parameters, published):
 
 
 NOTES = f"""\
-mean ± {spread_name(False)} over n seeds; H: seed by seed. Train s: feature extraction included
-ours: the row's cost over Skip Tuning's; paper: averages over 11 data sets with ViT-B/16, its time and its estimate of
+means over n seeds; H: seed by seed, ± {spread_name(False)}. Train s: feature extraction included
+ratio: the row's cost over Skip Tuning's; paper: averages over 11 data sets with ViT-B/16, its time and its estimate of
   memory over Skip Tuning's. †: on features of each image that are cached once"""
 
 

@@ -155,8 +155,8 @@ def ratio(row, key, ours):
 def table(result):
     """The result as text."""
     paper = Published().averages("base2new", "Average of 11")
-    header = ["M", "", "batch", "epochs", "ms/step", "run s", "ours", "paper", "peak MB", "ours"]
-    header += ["paper-style", "ours", "paper", "learned"]
+    header = ["M", "", "batch", "epochs", "ms/step", "run s", "ratio", "paper", "peak MB", "ratio"]
+    header += ["paper-style", "ratio", "paper", "learned"]
     body = []
     for classes, rows in result["rows"].items():
         ours = rows[OURS]
@@ -175,7 +175,7 @@ def table(result):
 
 NOTES = f"""\
 M: base classes. run s: the official base-to-new recipe with {SHOTS} shots: measured steps, and images encoded beside
-  them, multiplied; reading pictures and testing are not in it. ours: the row's cost over Skip Tuning's; paper: the same
+  them, multiplied; reading pictures and testing are not in it. ratio: the row's cost over Skip Tuning's; paper: the same
   ratio in the paper's Tables 1 and 5, which average over 11 data sets and measured some methods with other recipes
   (CoOp: 100 epochs, KgCoOp: batches of 32).
 peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
