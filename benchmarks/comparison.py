@@ -2,9 +2,9 @@
 
     python -m benchmarks.comparison output/compare
 
-Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include feature
-extraction, peak memory is that of training. One table each for every method's own recipe and for Skip Tuning's batch
-size and epochs. A run that is missing or broken is listed and left out.
+Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include
+feature extraction, peak memory is that of training. One table each for every method's own recipe and for Skip Tuning's
+batch size and epochs. A run that is missing or broken is listed and left out.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """

@@ -175,9 +175,9 @@ def table(result):
 
 NOTES = f"""\
 M: base classes. run s: the official base-to-new recipe with {SHOTS} shots: measured steps, and images encoded beside
-  them, multiplied; reading pictures and testing are not in it. ratio: the row's cost over Skip Tuning's; paper: the same
-  ratio in the paper's Tables 1 and 5, which average over 11 data sets and measured some methods with other recipes
-  (CoOp: 100 epochs, KgCoOp: batches of 32).
+  them, multiplied; reading pictures and testing are not in it. ratio: the row's cost over Skip Tuning's; paper: that in
+  the paper's Tables 1 and 5, which average over 11 data sets and measured some methods with other recipes (CoOp: 100
+  epochs, KgCoOp: batches of 32).
 peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
   without what a kernel needs for itself and, on the CPU, what no step runs through, which lies in a mapped file.
 paper-style: the estimate that the paper's tables give (benchmarks/paper_memory.py), in MB.
