@@ -1,6 +1,7 @@
 """What the cost benchmarks run on: CLIP of ViT-B/16's shape with random weights, made-up classes, trainers on them."""
 
 import contextlib
+import gc
 import io
 import random
 import sys
@@ -96,6 +97,7 @@ def quiet():
 def prepare(make):
     """The function that `make` returns, warmed up by two calls: floating-point operations of the first one's matrix
     products, and the peak MB of the second, with all that belongs to it."""
+    gc.collect()  # nothing that an earlier row left may be freed between the two looks
     with LiveTensors() as before:
         pass
     run = make()

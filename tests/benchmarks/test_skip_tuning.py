@@ -1,6 +1,5 @@
 """The cost table: what it measures is what it says, on a CLIP small enough for a test."""
 
-import gc
 import json
 
 import pytest
@@ -13,11 +12,7 @@ from trainers.cskip import keep_probability
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory, small_shape):
-    gc.collect()
-    gc.disable()  # what other tests and rows left is not freed between two looks at what is alive
-    found = bench.run(small_shape, tmp_path_factory.mktemp("bench"), [6, 12, 200], rounds=1)
-    gc.enable()
-    return found
+    return bench.run(small_shape, tmp_path_factory.mktemp("bench"), [6, 12, 200], rounds=1)
 
 
 def test_every_row_has_its_figures(result):
