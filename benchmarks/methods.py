@@ -14,13 +14,13 @@ from tabulate import tabulate
 
 from dassl.engine.record import learned_parameters
 from parse_test_res import Published
-from trainers.cskip import keep_probability
 from trainers.lskip import LayerCache
 from trainers.tip_adapter import TipAdapterF
 
 from .measure import interleaved, machine, parser, report
 from .model import IMAGES, SHAPE, SHOTS, Bench, prepare, quiet
 from .paper_memory import estimate, prompt_layer, teacher
+from .skip_tuning import kept
 
 OURS = "SkipTuning"
 
@@ -48,8 +48,7 @@ def skipping(omega):
     """Skip Tuning on the classes that it keeps on average."""
 
     def memory(images, classes):
-        kept = float(keep_probability(classes, 0.5, 0.3, 50).sum())
-        return estimate(images, kept, 12 - omega, pixels=False)
+        return estimate(images, kept(classes, 0.5), 12 - omega, pixels=False)
 
     return memory
 

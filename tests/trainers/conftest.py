@@ -117,3 +117,22 @@ def make_cfg(make_cfg_in, tmp_path):
 def make_trainer(make_trainer_in, tmp_path):
     """make_trainer(trainer, KEY, VALUE, ...): the same for the test's own folder `run`."""
     return functools.partial(make_trainer_in, tmp_path / "run")
+
+
+@pytest.fixture
+def train_until():
+    """train_until(trainer, epoch, batch=0): trains it up to Ctrl-C in that step."""
+
+    def train(trainer, epoch, batch=0):
+        forward_backward = trainer.forward_backward
+
+        def interrupt(data):
+            if (trainer.epoch, trainer.batch_idx) == (epoch, batch):
+                raise KeyboardInterrupt
+            return forward_backward(data)
+
+        trainer.forward_backward = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+
+    return train

@@ -168,18 +168,9 @@ def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_th
 
 
 @whole_learner
-def test_a_run_of_the_same_seed_that_was_interrupted_ends_with_the_same_bytes(whole, make):
+def test_a_run_of_the_same_seed_that_was_interrupted_ends_with_the_same_bytes(whole, make, train_until):
     interrupted = make(whole.method, *TWO_EPOCHS)
-    forward_backward = interrupted.forward_backward
-
-    def interrupt(batch):
-        if (interrupted.epoch, interrupted.batch_idx) == (1, 1):
-            raise KeyboardInterrupt
-        return forward_backward(batch)
-
-    interrupted.forward_backward = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.train()
+    train_until(interrupted, epoch=1, batch=1)
     torch.manual_seed(99)
     resumed = make(whole.method, *TWO_EPOCHS)
     resumed.train()
