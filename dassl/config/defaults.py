@@ -11,6 +11,8 @@ _C.RESUME = ""  # look for something to resume here instead of in OUTPUT_DIR
 _C.SEED = -1  # negative: no fixed seed
 _C.USE_CUDA = True  # if there is one
 _C.VERBOSE = True
+_C.PROTOCOL = ""  # what the run is part of: base2new, few_shot, xd or nothing
+_C.PRESET = ""  # name of the set of choices that the configuration files make: recommended, paper, matched, ...
 _C.FOR = CN(new_allowed=True)  # options that are other for a data set, "4shots" or "EuroSAT_4shots" (`resolve`)
 
 _C.INPUT = CN()
@@ -74,6 +76,7 @@ _C.OPTIM.LR_SCHEDULER = "single_step"
 _C.OPTIM.STEPSIZE = (-1,)  # epochs; single_step: below 1 means MAX_EPOCH
 _C.OPTIM.GAMMA = 0.1
 _C.OPTIM.MAX_EPOCH = 10
+_C.OPTIM.STEPS_PER_SHOT = 0  # above 0: MAX_EPOCH becomes the whole epochs that hold so many steps for each shot
 _C.OPTIM.WARMUP_EPOCH = -1
 _C.OPTIM.WARMUP_TYPE = "linear"
 _C.OPTIM.WARMUP_CONS_LR = 1e-5
@@ -83,6 +86,8 @@ _C.OPTIM.WARMUP_RECOUNT = True  # the schedule behind the warm-up starts at its 
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; below 1: only the last
 _C.TRAIN.PRINT_FREQ = 10  # batches
+_C.TRAIN.STEP_IN_BACKWARD = True  # weights are updated within the backward pass where that is exact; False keeps .grad
+_C.TRAIN.MEASURE_MEMORY = False  # on a CPU, count all living tensors in the first two steps (slow); CUDA always tells
 
 _C.TEST = CN()
 _C.TEST.EVALUATOR = "Classification"
