@@ -197,3 +197,27 @@ class DataManager:
             rows.append(["# val", f"{len(self.dataset.val):,}"])
         rows.append(["# test", f"{len(self.dataset.test):,}"])
         print(tabulate(rows))
+
+
+class ClassNames:
+    """Stands in for a DataManager when a trainer is built to score new images: class names and no image."""
+
+    train_loader_x = train_loader_u = val_loader = test_loader = None
+    num_source_domains = 0
+
+    def __init__(self, names):
+        self.dataset = NoImages(names)
+        self.num_classes = self.dataset.num_classes
+        self.lab2cname = self.dataset.lab2cname
+
+
+class NoImages:
+    """A dataset that has class names only."""
+
+    dataset_dir = ""
+
+    def __init__(self, names):
+        self.classnames = list(names)
+        self.num_classes = len(self.classnames)
+        self.lab2cname = dict(enumerate(self.classnames))
+        self.train_x, self.val, self.test = [], [], []
