@@ -264,7 +264,8 @@ class SimpleTrainer(TrainerBase):
     """Data, model, training, test and everything that survives a kill, from one config.
 
     Clocks in seconds: `train_seconds` (epochs, without extraction), `test_seconds` (the last test) and
-    `extract_seconds`, to which trainers that extract features add. `memory.mb` is the peak of the training steps.
+    `extract_seconds`, to which trainers that extract features add. `memory.mb` is the peak of the training steps; on a
+    CPU it is measured only with TRAIN.MEASURE_MEMORY, else None.
     """
 
     def __init__(self, cfg, data=None):
@@ -276,7 +277,7 @@ class SimpleTrainer(TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
         self.train_seconds = self.test_seconds = self.extract_seconds = 0.0
-        self.memory = PeakMemory()
+        self.memory = PeakMemory(on_cpu=cfg.TRAIN.MEASURE_MEMORY)
         if data is None:
             self.build_data_loader()
         else:

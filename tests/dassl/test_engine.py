@@ -395,6 +395,7 @@ def test_extraction_is_a_clock_of_its_own(cfg, monkeypatch):
 
 
 def test_the_peak_of_training_goes_into_the_record_and_survives_a_resume(cfg):
+    cfg.TRAIN.MEASURE_MEMORY = True
     killed = interrupted(cfg, epoch=1, batch=0)
     assert killed.memory.mb > 4 * 3 * 768 / 1e6  # the weights alone
     saved = torch.load(f"{cfg.OUTPUT_DIR}/resume.pt", weights_only=True)
@@ -402,3 +403,9 @@ def test_the_peak_of_training_goes_into_the_record_and_survives_a_resume(cfg):
     resumed = build_trainer(cfg)
     resumed.train()
     assert write_result(resumed)["peak_memory_mb"] == 12345.0
+
+
+def test_memory_is_measured_on_request_only(cfg):
+    trainer = build_trainer(cfg)
+    trainer.train()
+    assert trainer.memory.mb is None and write_result(trainer)["peak_memory_mb"] is None
