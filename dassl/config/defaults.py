@@ -5,7 +5,6 @@ import os
 from .config import Config as CN
 
 _C = CN()
-_C.VERSION = 1
 _C.OUTPUT_DIR = "./output"
 _C.RESUME = ""  # look for something to resume here instead of in OUTPUT_DIR
 _C.SEED = -1  # negative: no fixed seed

@@ -4,8 +4,10 @@ from .logger import Logger, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry
 from .tools import (
+    check_availability,
     check_isfile,
     collect_env_info,
+    get_most_similar_str_to_a_from_b,
     listdir_nohidden,
     mkdir_if_missing,
     nearest,
@@ -35,10 +37,12 @@ __all__ = [
     "Registry",
     "UnknownName",
     "UserError",
+    "check_availability",
     "check_isfile",
     "collect_env_info",
     "count_num_param",
     "exit_code",
+    "get_most_similar_str_to_a_from_b",
     "listdir_nohidden",
     "load_checkpoint",
     "load_pretrained_weights",

@@ -12,6 +12,7 @@ from dassl.utils import (
     MissingFile,
     Registry,
     UserError,
+    check_availability,
     check_isfile,
     count_num_param,
     listdir_nohidden,
@@ -183,3 +184,9 @@ def test_strange_and_broken_checkpoints_are_refused_in_one_line(tmp_path):
         load_checkpoint(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError):
         load_checkpoint(None)
+
+
+def test_a_name_that_is_not_available_gets_the_nearest_one():
+    check_availability("cosine", ["step", "cosine"])
+    with pytest.raises(ValueError, match=r"belong to \['step', 'cosine'\], but got \[cosin\] \(do you mean \[cosine\]"):
+        check_availability("cosin", ["step", "cosine"])
