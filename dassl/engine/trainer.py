@@ -266,6 +266,7 @@ class SimpleTrainer(TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
         self.train_seconds = self.test_seconds = self.extract_seconds = 0.0
+        self.tested = None  # the split of the last test
         self.memory = PeakMemory(on_cpu=cfg.TRAIN.MEASURE_MEMORY)
         if data is None:
             self.build_data_loader()
@@ -325,6 +326,7 @@ class SimpleTrainer(TrainerBase):
 
     def train(self):
         """All epochs, then the test. Without a registered model there is nothing to train, only to test."""
+        self.check_final_model()
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch if self._models else 0):
             self.epoch = epoch
@@ -334,6 +336,17 @@ class SimpleTrainer(TrainerBase):
             self.after_epoch()
             ckpt.save_resume(self, self.resume_path)
         self.after_train()
+
+    def check_final_model(self):
+        """UserError if TEST.FINAL_MODEL is unknown, or asks for a validation set where there is none."""
+        final = self.cfg.TEST.FINAL_MODEL
+        if final not in ("last_step", "best_val"):
+            raise UserError(f"TEST.FINAL_MODEL must be last_step or best_val, not {final!r}")
+        if final == "best_val" and self.val_loader is None and not self.cfg.TEST.NO_TEST:
+            raise UserError(
+                f"{self.cfg.DATASET.NAME} has no validation images to find the best epoch with; use last_step"
+                " instead of best_val for TEST.FINAL_MODEL"
+            )
 
     @contextmanager
     def _clock(self, name):
@@ -385,14 +398,16 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split=None, **ignored):
-        """Evaluate on "test" (or "val", if there is one); returns the first result, accuracy in %."""
+        """Evaluate on `split`, by default TEST.SPLIT; returns the first result, accuracy in %.
+
+        Asked for "val" where there is no validation set, it takes "test", as upstream does: `tested` says which it was.
+        UserError for another split, for TEST.SPLIT val without a validation set, or if there are no images at all.
+        """
         self.set_model_mode("eval")
         self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        if split == "val" and self.val_loader is None:
-            split = "test"
-        loader = self.val_loader if split == "val" else self.test_loader
-        print(f"Evaluate on the *{split}* set")
+        self.tested = self._split(split)
+        loader = self.val_loader if self.tested == "val" else self.test_loader
+        print(f"Evaluate on the *{self.tested}* set")
         self.test_seconds = 0.0
         with self._clock("test_seconds"):
             for batch in tqdm(loader):
@@ -400,8 +415,20 @@ class SimpleTrainer(TrainerBase):
                 self.evaluator.process(self.model_inference(image), label)
             results = self.evaluator.evaluate()
         for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
+            self.write_scalar(f"{self.tested}/{name}", value, self.epoch)
         return next(iter(results.values()))
+
+    def _split(self, split):
+        wanted = split or self.cfg.TEST.SPLIT
+        if wanted not in ("test", "val"):
+            raise UserError(f"A model can be tested on test or val, not on {wanted!r}; set TEST.SPLIT to one of them")
+        if wanted == "val" and self.val_loader is None:
+            if split is None:
+                raise UserError(f"{self.cfg.DATASET.NAME} has no validation images; set TEST.SPLIT to test")
+            return "test"
+        if self.test_loader is None:
+            raise UserError("This trainer was built without images and can't be tested; build it with its dataset")
+        return wanted
 
     def model_inference(self, input):
         return self.model(input)

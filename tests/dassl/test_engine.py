@@ -96,6 +96,42 @@ def test_test_ignores_what_forks_pass_and_val_falls_back_to_test(cfg, capsys):
     assert capsys.readouterr().out.count("Evaluate on the *test* set") == 2
 
 
+def test_the_split_that_is_named_is_the_one_that_is_tested(cfg):
+    trainer = build_trainer(cfg)
+    for split, total in (("test", 12), ("val", 6)):
+        trainer.cfg.TEST.SPLIT = split
+        trainer.test()
+        assert (trainer.tested, trainer.evaluator.total) == (split, total)
+    trainer.val_loader = None
+    with pytest.raises(UserError, match="Squares has no validation images; set TEST.SPLIT to test"):
+        trainer.test()
+    for split in ("train", "tset"):
+        with pytest.raises(UserError, match=f"not on '{split}'"):
+            trainer.test(split=split)
+    with pytest.raises(UserError, match="built without images"):
+        build_trainer(cfg, data=ClassNames(["cat", "dog"])).test(split="test")
+
+
+def test_the_best_epoch_needs_a_validation_set_and_its_right_name(cfg):
+    cfg.TEST.FINAL_MODEL = "best"
+    with pytest.raises(UserError, match="must be last_step or best_val, not 'best'"):
+        build_trainer(cfg).train()
+    cfg.TEST.FINAL_MODEL = "best_val"
+    trainer = build_trainer(cfg)
+    trainer.val_loader = None
+    with pytest.raises(UserError, match="Squares has no validation images"):
+        trainer.train()
+    assert not os.path.exists(cfg.OUTPUT_DIR)  # nothing was trained
+
+
+def test_a_diverged_model_has_no_accuracy(cfg):
+    trainer = build_trainer(cfg)
+    trainer.train()
+    trainer.model.bias.data[1] = float("nan")
+    with pytest.raises(UserError, match="The scores of 12 of 12 images"):
+        trainer.test()
+
+
 def test_a_trainer_without_models_is_only_tested(cfg):
     class Untrained(TRAINER_REGISTRY.get("Tiny")):
         def build_model(self):
