@@ -2,6 +2,7 @@ from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError
 from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
+from .reading import BadFile, read_json, read_text, read_yaml
 from .registry import Registry
 from .tools import (
     check_availability,
@@ -12,7 +13,6 @@ from .tools import (
     mkdir_if_missing,
     nearest,
     read_image,
-    read_json,
     set_random_seed,
     tolist_if_not,
     write_atomic,
@@ -30,6 +30,7 @@ from .torchtools import (
 
 __all__ = [
     "AverageMeter",
+    "BadFile",
     "Logger",
     "MetricMeter",
     "MissingFile",
@@ -52,6 +53,8 @@ __all__ = [
     "nearest",
     "read_image",
     "read_json",
+    "read_text",
+    "read_yaml",
     "resume_from_checkpoint",
     "save_atomic",
     "save_checkpoint",
