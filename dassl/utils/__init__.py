@@ -1,5 +1,6 @@
 from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError, complete
+from .lock import FolderLock
 from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .reading import BadFile, read_json, read_text, read_yaml
@@ -32,6 +33,7 @@ from .torchtools import (
 __all__ = [
     "AverageMeter",
     "BadFile",
+    "FolderLock",
     "Logger",
     "MetricMeter",
     "MissingFile",
