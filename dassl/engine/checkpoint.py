@@ -88,7 +88,7 @@ def identity(cfg):
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
     old, new = _parsed(path, theirs), yaml.safe_load(identity(cfg))
-    if new["OPTIM.STEPS_PER_SHOT"] > 0:  # MAX_EPOCH follows from it
+    if new.get("OPTIM.STEPS_PER_SHOT", 0) > 0:  # MAX_EPOCH follows from it
         old.pop("OPTIM.MAX_EPOCH", None)
         new.pop("OPTIM.MAX_EPOCH")
     changed = [
