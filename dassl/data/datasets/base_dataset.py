@@ -65,9 +65,7 @@ class DatasetBase:
     def _check_labels(self, train, everything):
         for item in everything:
             if not isinstance(item.label, Integral) or isinstance(item.label, bool) or item.label < 0:
-                raise UserError(
-                    f'"{item.impath}" has the label {item.label!r}, not a class number; check its split file'
-                )
+                raise UserError(f'"{item.impath}" has the label {item.label!r}, no class number; check its split file')
         names = {item.label: item.classname for item in everything}
         present = {item.label for item in train}
         missing = max(names) + 1 - len(present)
