@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tabulate import tabulate
 
-from dassl.engine.record import learned_parameters
+from dassl.engine.result import learned_parameters
 from parse_test_res import Published
 from trainers.lskip import LayerCache
 from trainers.tip_adapter import TipAdapterF
