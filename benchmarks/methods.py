@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 
 from dassl.engine.result import learned_parameters
-from parse_test_res import Published
+from results.published import Published
 from trainers.lskip import LayerCache
 from trainers.tip_adapter import TipAdapterF
 

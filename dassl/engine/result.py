@@ -18,8 +18,8 @@ def images_hash(dataset, root):
     """SHA-256 of the images a run saw: [path, label, classname] of train_x, val and test.
 
     Paths are relative to the dataset's own folder (`dataset_dir`), or to `root` if it names none, so that the hash is
-    the same wherever the data lies. Other than `dataset.split_hash`, which is of the whole split, it is of what few-shot
-    selection and the choice of base or new classes have left.
+    the same wherever the data lies. `dataset.split_hash` is of the whole split; this is of what few-shot selection and
+    the choice of base or new classes have left of it.
     """
     root = dataset.dataset_dir or root
     splits = [

@@ -11,7 +11,7 @@ from dassl.engine.result import peak_rss_mb, write_result
 
 @pytest.fixture
 def written(cfg):
-    """written(KEY, VALUE, ...): result.json of a run with these options; `change(trainer)` comes before it is written."""
+    """written(KEY, VALUE, ...): result.json of a run with these options, written after `change(trainer)`."""
 
     def written(*options, change=lambda trainer: None):
         cfg.merge_from_list(options)
