@@ -153,7 +153,7 @@ def read_json(file: Path, limit: int) -> dict:
     except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
         raise Broken(f"{file.name} can't be read as JSON ({error})") from None
     if not isinstance(found, dict):
-        raise Broken(f"{file.name} is not what a run writes: a {type(found).__name__} instead of a table")
+        raise Broken(f"{file.name} is not what a run writes: no JSON object")
     return found
 
 
@@ -213,7 +213,7 @@ def place_of(record: dict, path: dict) -> dict:
     part = {"base2new": PARTS.get(record["subsample"]), "few_shot": "few_shot"}.get(protocol, "evaluation")
     if protocol == "cross_dataset" and record["dataset"] == "ImageNet":
         part = "imagenet"
-    if SUBSAMPLE.get(part, "all") != record["subsample"]:
+    if part is None or SUBSAMPLE.get(part, "all") != record["subsample"]:
         raise Broken(f"result.json says protocol {record['protocol']}, but subsample {record['subsample']}")
     preset = record.get("preset", "")
     place = {"protocol": protocol, "part": part, "preset": preset, "where": path["where"], "config": path["config"]}
