@@ -46,17 +46,21 @@ class Config(CfgNode):
 
 
 def resolve(cfg):
-    """Lay over `cfg` the rows of its table FOR that fit, and empty that: what is then in `cfg` is what runs.
+    """Lay over `cfg` the rows of its table OVERRIDES whose conditions hold, then empty the table.
 
-    They are those of its shots ("4shots"), of its data set ("EuroSAT") and of both ("EuroSAT_4shots"); later wins.
+    A row's key joins conditions with "+": a dataset's name ("ImageNet"), a number of shots ("4shots"), a protocol
+    ("few_shot") or a preset ("matched"). Rows of fewer conditions are laid first, equal ones in the order written.
+    ConfigError for a row that is no group, has an unknown option or a value of a wrong type.
     """
-    name, shots = cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots"
-    for key in (shots, name, f"{name}_{shots}"):
-        row = cfg.FOR.get(key, {})
+    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET}
+    conditions = {key: key.split("+") for key in cfg.OVERRIDES}
+    for key in sorted(conditions, key=lambda key: len(conditions[key])):
+        row = cfg.OVERRIDES[key]
         if not isinstance(row, dict):
-            raise ConfigError(f"FOR.{key} must be a group of options, not {row!r}")
-        cfg._merge(row, f" in FOR.{key}")
-    cfg.FOR.clear()
+            raise ConfigError(f"OVERRIDES.{key} must be a group of options, not {row!r}")
+        if holding.issuperset(conditions[key]):
+            cfg._merge(row, f" in OVERRIDES.{key}")
+    cfg.OVERRIDES.clear()
 
 
 def read_files(path, within=()):

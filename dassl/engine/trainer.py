@@ -1,5 +1,6 @@
 """The training loop of the CoOp family: hooks, registered models, test, checkpoints."""
 
+import math
 import os
 import time
 from collections import OrderedDict
@@ -157,18 +158,7 @@ class TrainerBase:
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
-    # The loop --------------------------------------------------------------------------------
-
-    def train(self, start_epoch, max_epoch):
-        self.start_epoch = start_epoch
-        self.max_epoch = max_epoch
-        self.before_train()
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.before_epoch()
-            self.run_epoch()
-            self.after_epoch()
-        self.after_train()
+    # Hooks of the loop -----------------------------------------------------------------------
 
     def before_train(self):
         pass
@@ -263,10 +253,11 @@ class SimpleTrainer(TrainerBase):
     """Data, model, training, test and everything that survives a kill, from one config.
 
     Clocks in seconds: `train_seconds` (epochs, without extraction), `test_seconds` (the last test) and
-    `extract_seconds`, to which trainers that extract features add. `memory.mb` is the peak of the training steps.
+    `extract_seconds`, to which trainers that extract features add. `memory.mb` is the peak of the training steps; on a
+    CPU it is measured only with TRAIN.MEASURE_MEMORY, else None.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, data=None):
         super().__init__()
         self.check_cfg(cfg)
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
@@ -275,24 +266,45 @@ class SimpleTrainer(TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
         self.train_seconds = self.test_seconds = self.extract_seconds = 0.0
-        self.memory = PeakMemory()
-        self.build_data_loader()
+        self.memory = PeakMemory(on_cpu=cfg.TRAIN.MEASURE_MEMORY)
+        if data is None:
+            self.build_data_loader()
+        else:
+            self.use_data(data)
+        self.set_epochs()
         self.build_model()
-        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.evaluator = build_evaluator(self.cfg, lab2cname=self.lab2cname)
         self.best_result = float("-inf")
 
     def check_cfg(self, cfg):
         """Raise here if an option does not suit the trainer."""
 
     def build_data_loader(self):
-        self.dm = DataManager(self.cfg)
-        self.train_loader_x = self.dm.train_loader_x
-        self.train_loader_u = self.dm.train_loader_u
-        self.val_loader = self.dm.val_loader
-        self.test_loader = self.dm.test_loader
-        self.num_classes = self.dm.num_classes
-        self.num_source_domains = self.dm.num_source_domains
-        self.lab2cname = self.dm.lab2cname
+        self.use_data(DataManager(self.cfg))
+
+    def use_data(self, data):
+        """Take loaders and classes from a DataManager, or from a stand-in such as `dassl.data.ClassNames`."""
+        self.dm = data
+        self.train_loader_x = data.train_loader_x
+        self.train_loader_u = data.train_loader_u
+        self.val_loader = data.val_loader
+        self.test_loader = data.test_loader
+        self.num_classes = data.num_classes
+        self.num_source_domains = data.num_source_domains
+        self.lab2cname = data.lab2cname
+
+    def set_epochs(self):
+        """OPTIM.STEPS_PER_SHOT decides `max_epoch`; `cfg` becomes a copy whose OPTIM.MAX_EPOCH says so."""
+        steps = self.cfg.OPTIM.STEPS_PER_SHOT * max(self.cfg.DATASET.NUM_SHOTS, 1)
+        if steps <= 0 or self.train_loader_x is None:
+            return
+        self.max_epoch = math.ceil(steps / len(self.train_loader_x))
+        frozen = self.cfg.is_frozen()
+        self.cfg = self.cfg.clone()
+        self.cfg.defrost()
+        self.cfg.OPTIM.MAX_EPOCH = self.max_epoch
+        if frozen:
+            self.cfg.freeze()
 
     def build_model(self):
         """Make `self.model` and register what learns, with `build_optimizer` and `build_lr_scheduler`."""

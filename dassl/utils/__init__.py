@@ -1,11 +1,13 @@
 from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError
-from .logger import Logger, setup_logger
+from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry
 from .tools import (
+    check_availability,
     check_isfile,
     collect_env_info,
+    get_most_similar_str_to_a_from_b,
     listdir_nohidden,
     mkdir_if_missing,
     nearest,
@@ -35,14 +37,17 @@ __all__ = [
     "Registry",
     "UnknownName",
     "UserError",
+    "check_availability",
     "check_isfile",
     "collect_env_info",
     "count_num_param",
     "exit_code",
+    "get_most_similar_str_to_a_from_b",
     "listdir_nohidden",
     "load_checkpoint",
     "load_pretrained_weights",
     "load_weights",
+    "log_path",
     "mkdir_if_missing",
     "nearest",
     "read_image",

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dassl.data import DataManager
+from dassl.data import ClassNames, DataManager
 from dassl.engine import TRAINER_REGISTRY, SimpleNet, TrainerX, TrainerXU, build_trainer
+from dassl.engine.checkpoint import check_identity, identity
 from dassl.engine.result import images_hash, write_result
 from dassl.engine.trainer import AverageMeter, MetricMeter, SummaryWriter  # noqa: F401 (forks take them here)
 from dassl.modeling import build_backbone
@@ -137,6 +138,50 @@ def test_prograd_removes_only_what_works_against_the_general_gradient(cfg):
     trainer.prograd_backward_and_update(against, general)
     assert a.tolist() == [0.0, -1.0]  # [1, 1] without its part along [-2, 0]
     assert b.tolist() == [-1.0, 0.0]  # no conflict: untouched
+
+
+# What a trainer is built from ------------------------------------------------------------------------
+
+
+def test_a_trainer_is_built_from_class_names_without_opening_a_dataset(cfg):
+    cfg.DATASET.ROOT = "nowhere"
+    cfg.OPTIM.STEPS_PER_SHOT = 5  # nothing is trained: MAX_EPOCH stays
+    trainer = build_trainer(cfg, data=ClassNames(["cat", "dog"]))
+    assert trainer.dm.dataset.classnames == ["cat", "dog"] and trainer.dm.dataset.train_x == []
+    assert (trainer.num_classes, trainer.lab2cname, trainer.max_epoch) == (2, {0: "cat", 1: "dog"}, 4)
+    assert trainer.train_loader_x is trainer.val_loader is trainer.test_loader is None
+    assert trainer.model_inference(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+
+
+def test_a_trainer_that_takes_a_config_only_is_built_as_ever(cfg):
+    class Old(TRAINER_REGISTRY.get("Tiny")):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+
+    TRAINER_REGISTRY.register(Old, force=True)
+    assert build_trainer(cfg, "Old").num_classes == 3
+
+
+@pytest.mark.parametrize(("shots", "batches", "epochs"), [(2, 1, 6), (4, 3, 4), (-1, 4, 1)])
+def test_steps_per_shot_decide_the_epochs_and_the_config_says_so(cfg, shots, batches, epochs):
+    cfg.merge_from_list(["OPTIM.STEPS_PER_SHOT", 3, "DATASET.NUM_SHOTS", shots])
+    cfg.freeze()
+    trainer = build_trainer(cfg)
+    assert len(trainer.train_loader_x) == batches
+    assert trainer.max_epoch == trainer.cfg.OPTIM.MAX_EPOCH == trainer.sched.successor.T_max == epochs
+    assert trainer.cfg.is_frozen() and cfg.OPTIM.MAX_EPOCH == 4
+
+
+def test_epochs_that_follow_from_the_steps_are_no_other_options(cfg):
+    cfg.OPTIM.STEPS_PER_SHOT = 3
+    record = identity(build_trainer(cfg).cfg)
+    check_identity("run", record, cfg)
+    cfg.OPTIM.STEPS_PER_SHOT = 4
+    with pytest.raises(UserError, match=r"\(OPTIM.STEPS_PER_SHOT 3 -> 4\)"):
+        check_identity("run", record, cfg)
+    cfg.OPTIM.STEPS_PER_SHOT = 0
+    with pytest.raises(UserError, match="OPTIM.MAX_EPOCH 1 -> 4, OPTIM.STEPS_PER_SHOT 3 -> 0"):
+        check_identity("run", record, cfg)
 
 
 # Resuming --------------------------------------------------------------------------------------------
@@ -354,6 +399,7 @@ def test_extraction_is_a_clock_of_its_own(cfg, monkeypatch):
 
 
 def test_the_peak_of_training_goes_into_the_record_and_survives_a_resume(cfg):
+    cfg.TRAIN.MEASURE_MEMORY = True
     killed = interrupted(cfg, epoch=1, batch=0)
     assert killed.memory.mb > 4 * 3 * 768 / 1e6  # the weights alone
     saved = torch.load(f"{cfg.OUTPUT_DIR}/resume.pt", weights_only=True)
@@ -361,3 +407,9 @@ def test_the_peak_of_training_goes_into_the_record_and_survives_a_resume(cfg):
     resumed = build_trainer(cfg)
     resumed.train()
     assert write_result(resumed)["peak_memory_mb"] == 12345.0
+
+
+def test_memory_is_measured_on_request_only(cfg):
+    trainer = build_trainer(cfg)
+    trainer.train()
+    assert trainer.memory.mb is None and write_result(trainer)["peak_memory_mb"] is None
