@@ -15,6 +15,7 @@ import argparse
 import statistics
 import sys
 
+from results.layout import table_text
 from results.published import PUBLISHED, Published
 from results.read import Run, absolute, check_together, find_runs, read_all
 from results.tables import (
@@ -22,10 +23,10 @@ from results.tables import (
     build_tables,
     csv_text,
     describe,
+    figure,
     group,
     notes,
     print_problems,
-    render,
     shown,
     spread_name,
     write_text,
@@ -44,8 +45,8 @@ def print_tables(runs: list[Run], args: argparse.Namespace) -> None:
     markup = args.markup or "simple"
     heading_mark, note_mark = {"simple": ("", ""), "pipe": ("### ", "- ")}.get(markup, ("% ", "% "))
     for table in tables:
-        heading, text = render(table, markup, published)
-        print(f"{heading_mark}{heading}\n\n{text}\n")
+        lines = figure(table, published)
+        print(f"{heading_mark}{lines['title']}, {shown(table.where)}\n\n{table_text(lines, markup)}\n")
     for note in notes(tables, args.ci95, published):
         print(f"{note_mark}{note}")
 

@@ -18,7 +18,20 @@ from pathlib import Path
 from .layout import parts, table_text
 from .plot import plot
 from .read import absolute, read_folder
-from .tables import Row, Table, any_console, build_tables, finish, memory_column, notes, seeds_behind, shots_name, shown
+from .tables import (
+    Row,
+    Table,
+    accuracy_cells,
+    any_console,
+    build_tables,
+    cost_cells,
+    finish,
+    memory_column,
+    notes,
+    seeds_behind,
+    shots_name,
+    shown,
+)
 
 # Table 4's rows in its order, for scripts/skip/ablate_components.sh
 COMPONENTS = {"ft": "FT", "lskip": "LSkip only", "cskip": "CSkip only", "both": "both"}
@@ -48,28 +61,14 @@ def collect(tables: list[Table], top: Path) -> dict[tuple, dict[str, Row]]:
     return {label: dict(sorted(rows.items(), key=lambda item: order(item[0]))) for label, rows in grids.items()}
 
 
-def accuracy_cells(row: Row) -> dict[str, list]:
-    """Base, New and H of a row for a figure: [mean, spread]; None where there is none."""
-    found = {}
-    for name in ACCURACIES:
-        stat = row.cells.get(name)
-        found[name.lower()] = None if stat is None else [stat.mean, stat.spread]
-    return found
-
-
-def mean(row: Row, name: str) -> float | None:
-    return row.cells[name].mean if name in row.cells else None
-
-
 def figure(title: str, what: str, rows: dict[str, Row], memory: str = "Peak MB") -> dict:
     """{point: row} -> a table for `layout`."""
     columns = [["point", what, "text"], *([name.lower(), name, "percent"] for name in ACCURACIES)]
     columns += [["train_s", "Train s", "cost"], ["memory_mb", memory, "cost"], ["n", "n", "number"]]
     lines = []
     for point, row in rows.items():
-        costs = {"train_s": [mean(row, "Train s"), mean(row, "Extract s")], "memory_mb": mean(row, memory)}
-        line = {"point": COMPONENTS.get(point, point)} | accuracy_cells(row) | costs
-        lines.append(line | {"n": seeds_behind(row.cells, ACCURACIES)})
+        line = {"point": COMPONENTS.get(point, point)} | accuracy_cells(row, ACCURACIES) | cost_cells(row, memory)
+        lines.append(line | {"n": seeds_behind(row, ACCURACIES)})
     return {"title": title, "columns": columns, "rows": lines}
 
 

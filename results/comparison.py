@@ -14,17 +14,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from .ablation import ACCURACIES, accuracy_cells, mean
+from .ablation import ACCURACIES
 from .layout import table_text
 from .published import Published
 from .read import read_folder
 from .tables import (
     Row,
     Table,
+    accuracy_cells,
     any_console,
     build_tables,
     finish,
     group,
+    mean,
     memory_column,
     seeds_behind,
     shots_name,
@@ -73,12 +75,11 @@ def over(value: float | None, reference: float | None) -> float | None:
 
 def line_of(name: str, row: Row, ours: Row | None, memory: str) -> dict:
     """Our cells of one method; costs also as multiples of Skip Tuning's."""
-    line = {"method": name} | accuracy_cells(row)
-    line |= {"base": mean(row, "Base"), "new": mean(row, "New")}
-    for key, cost in (("train_s", "Train s"), ("memory_mb", memory)):
-        line[key] = mean(row, cost)
-        line[f"{key}_ratio"] = over(line[key], ours and mean(ours, cost))
-    return line | {"learned": row.learned or 0, "n": seeds_behind(row.cells, ACCURACIES)}
+    line = {"method": name, "base": mean(row, "Base"), "new": mean(row, "New")} | accuracy_cells(row, ["H"])
+    for key, column in (("train_s", "Train s"), ("memory_mb", memory)):
+        line[key] = mean(row, column)
+        line[f"{key}_ratio"] = over(line[key], ours and mean(ours, column))
+    return line | {"learned": row.learned or 0, "n": seeds_behind(row, ACCURACIES)}
 
 
 def paper_cells(method: str, published: dict[tuple[str, str], float]) -> dict:

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from tabulate import tabulate
-
 from .published import BACKBONE, Published
 from .read import COSTS, TEST_ONLY, Run
 
@@ -274,27 +272,6 @@ def shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def percent(stat: Stat | None) -> str:
-    if stat is None:
-        return "-"
-    return f"{stat.mean:.2f}" + (f" ±{stat.spread:.2f}" if stat.spread is not None else "")
-
-
-def cost(stat: Stat | None) -> str:
-    return "-" if stat is None else f"{stat.mean:.{1 if stat.mean < 100 else 0}f}"
-
-
-def train_seconds(cells: dict[str, Stat]) -> str:
-    extract = cells.get("Extract s")
-    return cost(cells.get("Train s")) + (f" ({cost(extract)})" if extract and extract.mean > 0 else "")
-
-
-def seeds_behind(cells: dict[str, Stat], columns: Iterable[str]) -> str:
-    """3, or 3/2/2 where the columns rest on different numbers of seeds."""
-    counts = [str(cells[name].n) for name in columns if name in cells]
-    return "/".join(counts if len(set(counts)) > 1 else counts[:1])
-
-
 def shots_name(shots: int | None) -> str:
     return "" if shots is None else "all images" if shots == -1 else f"{shots} shots"
 
@@ -304,33 +281,54 @@ def memory_column(table: Table) -> str:
     return "RSS MB" if table.has("RSS MB") and not table.has("Peak MB") else "Peak MB"
 
 
-def texts(table: Table, published: Published | None) -> Iterator[dict[str, str]]:
-    """The table as lines of {column: text}."""
+def mean(row: Row, column: str) -> float | None:
+    return row.cells[column].mean if column in row.cells else None
+
+
+def accuracy_cells(row: Row, columns: Iterable[str]) -> dict[str, list | None]:
+    """{column in small letters: [mean, spread]} for a figure; None where there is none."""
+    found = {}
+    for name in columns:
+        stat = row.cells.get(name)
+        found[name.lower()] = None if stat is None else [stat.mean, stat.spread]
+    return found
+
+
+def cost_cells(row: Row, memory: str) -> dict[str, object]:
+    """Training time with the extraction in it, and the peak of memory, for a figure."""
+    return {"train_s": [mean(row, "Train s"), mean(row, "Extract s")], "memory_mb": mean(row, memory)}
+
+
+def seeds_behind(row: Row, columns: Iterable[str]) -> str:
+    """3, or 3/2/2 where the columns rest on different numbers of seeds."""
+    counts = [str(row.cells[name].n) for name in columns if name in row.cells]
+    return "/".join(counts if len(set(counts)) > 1 else counts[:1])
+
+
+def figure(table: Table, published: Published | None = None) -> dict:
+    """The table for `layout`. A dataset or config that is the same in all lines is named in the title only."""
     memory = memory_column(table)
+    columns = [["dataset", "Dataset", "text"], ["trainer", "Trainer", "text"], ["config", "Config", "text"]]
+    for name in table.columns:
+        columns.append([name.lower(), name, "percent"])
+        if published:
+            columns.append([f"paper_{name.lower()}", f"{name}\npaper", "number"])
+    if table.protocol != "few_shot":
+        columns += [["train_s", "Train s", "cost"], ["memory_mb", memory, "cost"]]
+    lines = []
     for row in table.rows + table.averages:
-        line = {"Dataset": row.name, "Trainer": row.trainer, "Config": row.config}
-        for column in table.columns:
-            line[column] = percent(row.cells.get(column))
-            if published:
-                paper = paper_value(table, row, column, published)
-                line[f"{column} paper"] = paper.get("value", "-") + ("*" if paper.get("note") else "")
-        if table.protocol != "few_shot":
-            line |= {"Train s": train_seconds(row.cells), memory: cost(row.cells.get(memory))}
-        yield line | {"n": seeds_behind(row.cells, table.columns) if row.values else ""}
-
-
-def render(table: Table, markup: str = "simple", published: Published | None = None) -> tuple[str, str]:
-    """Heading and table. A dataset or config that is the same in all lines is named in the heading only."""
-    lines = list(texts(table, published))
-    same = [name for name in ("Dataset", "Config") if len({line[name] for line in lines}) == 1]
-    constant = [lines[0][name] for name in same]
-    place = (shots_name(table.shots), table.backbone, shown(table.where))
-    heading = ", ".join(filter(None, [table.protocol, *constant, *place]))
-    header = [name for name in lines[0] if name not in same]
-    align = ["left" if name in ("Dataset", "Trainer", "Config") else "right" for name in header]
-    two_storeys = [name.replace(" paper", "\npaper") if markup == "simple" else name for name in header]
-    body = [[line[name] for name in header] for line in lines]
-    return heading, tabulate(body, two_storeys, tablefmt=markup, disable_numparse=True, colalign=align)
+        line = {"dataset": row.name, "trainer": row.trainer, "config": row.config}
+        line |= accuracy_cells(row, table.columns) | cost_cells(row, memory)
+        for name in table.columns if published else ():
+            paper = paper_value(table, row, name, published)
+            mark = "*" if paper.get("note") else ""
+            line[f"paper_{name.lower()}"] = f"{paper['value']}{mark}" if paper else None
+        lines.append(line | {"n": seeds_behind(row, table.columns) if row.values else ""})
+    same = [key for key in ("dataset", "config") if len({line[key] for line in lines}) == 1]
+    constant = [lines[0][key] for key in same]
+    title = ", ".join(filter(None, [table.protocol, *constant, shots_name(table.shots), table.backbone]))
+    columns = [column for column in columns if column[0] not in same] + [["n", "n", "number"]]
+    return {"title": title, "columns": columns, "rows": lines}
 
 
 def notes(tables: list[Table], ci95: bool = False, published: Published | None = None) -> Iterator[str]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 import torchvision
 
 from ..utils import write_json
+from .memory import peak_rss_mb
 
 
 def images_hash(dataset, root):
@@ -34,16 +34,6 @@ def learned_parameters(trainer):
     optims = [optim for optim in trainer._optims.values() if optim is not None]
     learned = {p for optim in optims for group in optim.param_groups for p in group["params"] if p.requires_grad}
     return sum(p.numel() for p in learned)
-
-
-def peak_rss_mb():
-    """The most memory that this process ever had in RAM, in MB (1e6 bytes), libraries included; None on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes that ru_maxrss counts in
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def tested_split(trainer):

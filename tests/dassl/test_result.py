@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dassl.engine import build_trainer
-from dassl.engine.result import peak_rss_mb, write_result
+from dassl.engine.memory import peak_rss_mb
+from dassl.engine.result import write_result
 
 
 @pytest.fixture
