@@ -17,7 +17,7 @@ from dassl.config import Config, config_diff, get_cfg_default, resolve
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
-from dassl.engine.record import write_result
+from dassl.engine.result import write_result
 from dassl.utils import MissingFile, Parser, UserError, nearest, set_random_seed, setup_logger, write_atomic
 
 EPILOG = """
@@ -160,7 +160,7 @@ def run(args, cfg, defaults):
         return
     else:
         trainer.train()
-    write_result(trainer, config=Path(args.config_file or "").stem)
+    write_result(trainer, [args.config_file] if args.config_file else [])
 
 
 def main(argv=None):

@@ -23,5 +23,5 @@ for seed in $SEEDS; do
   done
 done
 status=0
-"$PYTHON" -m benchmarks.comparison "$OUTPUT" || status=1
+"$PYTHON" -m results.comparison "$OUTPUT" || status=1
 finish $status

@@ -26,6 +26,6 @@ ablate() {
       base2new "$dataset" "$seed"
     done
   done
-  "$PYTHON" -m benchmarks.ablation "$grid" || status=1
+  "$PYTHON" -m results.ablation "$grid" || status=1
   finish $status
 }
