@@ -1,11 +1,12 @@
 # Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is Skip Tuning (ablate_lr.sh: any
-# method) base-to-new on one dataset with every seed in SEEDS and the preset CFG, in which only what the point names is
-# changed; PREC and OPTIONS hold for all points.
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+# method) base-to-new on one dataset with every seed in SEEDS and the recipe that PRESET or CFG name, in which only what
+# the point names is changed; PREC and OPTIONS hold for all points. Memory is measured.
+. "$(dirname "$0")/../common.sh"
 case $0 in
   *_lr.sh) ;;
   *) TRAINER=SkipTuning ;;
 esac
+OPTIONS="TRAIN.MEASURE_MEMORY True${OPTIONS:+ $OPTIONS}"
 export TRAINER OUTPUT OPTIONS
 points=()
 
@@ -20,12 +21,12 @@ ablate() {
   for seed in $SEEDS; do
     for point in "${points[@]}"; do
       read -r name OPTIONS <<<"$point"
-      OPTIONS="$shared${shared:+ }$OPTIONS"
+      OPTIONS="$shared${OPTIONS:+ $OPTIONS}"
       OUTPUT=$grid/$name
-      settings="OUTPUT=$OUTPUT OPTIONS='$OPTIONS' "
+      settings="OUTPUT=$OUTPUT OPTIONS=$(quoted "$OPTIONS") "
       base2new "$dataset" "$seed"
     done
   done
-  "$PYTHON" -m benchmarks.ablation "$grid" || status=1
+  "$PYTHON" -m results.ablation "$grid" || status=1
   finish $status
 }
