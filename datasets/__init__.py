@@ -39,3 +39,10 @@ __all__ = [
     "sun397",
     "ucf101",
 ]
+
+
+def extend_cfg(cfg):
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+    cfg.DATASET.TEMPLATE = ""
+    cfg.DATASET.IMAGES = ""
+    cfg.DATASET.CLASSNAMES = ""

@@ -158,18 +158,7 @@ class TrainerBase:
         if self._writer is not None:
             self._writer.add_scalar(tag, scalar_value, global_step)
 
-    # The loop --------------------------------------------------------------------------------
-
-    def train(self, start_epoch, max_epoch):
-        self.start_epoch = start_epoch
-        self.max_epoch = max_epoch
-        self.before_train()
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.before_epoch()
-            self.run_epoch()
-            self.after_epoch()
-        self.after_train()
+    # Hooks of the loop -----------------------------------------------------------------------
 
     def before_train(self):
         pass

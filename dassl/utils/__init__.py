@@ -1,6 +1,6 @@
 from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError
-from .logger import Logger, setup_logger
+from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .registry import Registry
 from .tools import (
@@ -47,6 +47,7 @@ __all__ = [
     "load_checkpoint",
     "load_pretrained_weights",
     "load_weights",
+    "log_path",
     "mkdir_if_missing",
     "nearest",
     "read_image",
