@@ -3,10 +3,9 @@
 from ast import literal_eval
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
-from ..utils import MissingFile, UserError, nearest
+from ..utils import MissingFile, UserError, nearest, read_yaml
 
 
 class ConfigError(UserError, KeyError, ValueError):
@@ -66,13 +65,10 @@ def resolve(cfg):
 def read_files(path, within=()):
     """[(path, its tree)] of a YAML file and, before it, of those it is based on."""
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError as error:
+    if not path.is_file():
         asked = f', which "{within[-1]}" is based on' if within else ""
-        raise MissingFile(f'No config file at "{path}"{asked}; check the path') from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f'"{path}" is not YAML: {" ".join(str(error).split())}') from error
+        raise MissingFile(f'No config file at "{path}"{asked}; check the path')
+    tree = read_yaml(path) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f'"{path}" must hold "KEY: value" lines, not {tree!r}')
     if path.resolve() in within:

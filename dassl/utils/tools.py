@@ -86,11 +86,6 @@ def listdir_nohidden(path, sort=False):
     return sorted(names) if sort else names
 
 
-def read_json(fpath):
-    with open(fpath, encoding="utf-8") as file:
-        return json.load(file)
-
-
 def write_json(obj, fpath):
     write_atomic(fpath, (json.dumps(obj, indent=4) + "\n").encode())
 
