@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from tabulate import tabulate
 
-from dassl.engine.record import learned_parameters
-from parse_test_res import Published
+from dassl.engine.result import learned_parameters
+from results.published import Published
 from trainers.parts.cache import FeatureCache
 from trainers.parts.cskip import mean_kept
 from trainers.tip_adapter import TipAdapterF

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from benchmarks import ablation, plot
+from results import ablation, plot
 
 
 @pytest.fixture
