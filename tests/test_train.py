@@ -140,9 +140,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "some.yaml").write_text("DATASET: {IMAGES: ~/images}\n")
     cfg = configured("--config-file", "~/some.yaml", "--output-dir=~/o", "--root=~/d", "DATASET.CLASSNAMES", "~/n.yaml")
-    home = str(tmp_path)
-    assert [cfg.OUTPUT_DIR, cfg.DATASET.ROOT] == [home + "/o", home + "/d"]
-    assert [cfg.DATASET.IMAGES, cfg.DATASET.CLASSNAMES] == [home + "/images", home + "/n.yaml"]
+    paths = cfg.OUTPUT_DIR, cfg.DATASET.ROOT, cfg.DATASET.IMAGES, cfg.DATASET.CLASSNAMES
+    assert paths == tuple(str(tmp_path / name) for name in ("o", "d", "images", "n.yaml"))
 
 
 def test_seed_minus_1_is_drawn_once_for_an_output_folder(tmp_path):
