@@ -20,6 +20,7 @@ _FREE = (
     "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
+    "TRAIN.MEASURE_MEMORY",
 )
 
 
@@ -87,6 +88,9 @@ def identity(cfg):
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
     old, new = yaml.safe_load(theirs), yaml.safe_load(identity(cfg))
+    if new["OPTIM.STEPS_PER_SHOT"] > 0:  # MAX_EPOCH follows from it
+        old.pop("OPTIM.MAX_EPOCH", None)
+        new.pop("OPTIM.MAX_EPOCH")
     changed = [
         f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
         for key in sorted(old | new)

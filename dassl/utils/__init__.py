@@ -1,16 +1,18 @@
 from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError
-from .logger import Logger, setup_logger
+from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
+from .reading import BadFile, read_json, read_text, read_yaml
 from .registry import Registry
 from .tools import (
+    check_availability,
     check_isfile,
     collect_env_info,
+    get_most_similar_str_to_a_from_b,
     listdir_nohidden,
     mkdir_if_missing,
     nearest,
     read_image,
-    read_json,
     set_random_seed,
     tolist_if_not,
     write_atomic,
@@ -28,6 +30,7 @@ from .torchtools import (
 
 __all__ = [
     "AverageMeter",
+    "BadFile",
     "Logger",
     "MetricMeter",
     "MissingFile",
@@ -35,18 +38,23 @@ __all__ = [
     "Registry",
     "UnknownName",
     "UserError",
+    "check_availability",
     "check_isfile",
     "collect_env_info",
     "count_num_param",
     "exit_code",
+    "get_most_similar_str_to_a_from_b",
     "listdir_nohidden",
     "load_checkpoint",
     "load_pretrained_weights",
     "load_weights",
+    "log_path",
     "mkdir_if_missing",
     "nearest",
     "read_image",
     "read_json",
+    "read_text",
+    "read_yaml",
     "resume_from_checkpoint",
     "save_atomic",
     "save_checkpoint",

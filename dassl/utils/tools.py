@@ -14,7 +14,7 @@ import PIL
 import torch
 from PIL import Image
 
-from .errors import MissingFile, UserError
+from .errors import MissingFile, UnknownName, UserError
 
 
 def nearest(name, names):
@@ -24,6 +24,20 @@ def nearest(name, names):
         return difflib.SequenceMatcher(None, str(name).lower(), str(other).lower()).ratio()
 
     return max(names, key=likeness, default="")
+
+
+def get_most_similar_str_to_a_from_b(a, b):
+    """Upstream's name for `nearest`."""
+    return nearest(a, b)
+
+
+def check_availability(requested, available):
+    """UnknownName (also a ValueError) if `requested` is not in the list `available`."""
+    if requested not in available:
+        raise UnknownName(
+            f"The requested one is expected to belong to {available}, but got [{requested}]"
+            f" (do you mean [{nearest(requested, available)}]?)"
+        )
 
 
 def write_atomic(path, content):
@@ -70,11 +84,6 @@ def check_isfile(fpath):
 def listdir_nohidden(path, sort=False):
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
-
-
-def read_json(fpath):
-    with open(fpath, encoding="utf-8") as file:
-        return json.load(file)
 
 
 def write_json(obj, fpath):

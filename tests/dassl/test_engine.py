@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dassl.data import DataManager
+from dassl.data import ClassNames, DataManager
 from dassl.engine import TRAINER_REGISTRY, SimpleNet, TrainerX, TrainerXU, build_trainer
+from dassl.engine.checkpoint import check_identity, identity
 from dassl.engine.record import split_hash, write_result
 from dassl.engine.trainer import AverageMeter, MetricMeter, SummaryWriter  # noqa: F401 (forks take them here)
 from dassl.modeling import build_backbone
@@ -95,6 +96,42 @@ def test_test_ignores_what_forks_pass_and_val_falls_back_to_test(cfg, capsys):
     assert capsys.readouterr().out.count("Evaluate on the *test* set") == 2
 
 
+def test_the_split_that_is_named_is_the_one_that_is_tested(cfg):
+    trainer = build_trainer(cfg)
+    for split, total in (("test", 12), ("val", 6)):
+        trainer.cfg.TEST.SPLIT = split
+        trainer.test()
+        assert (trainer.tested, trainer.evaluator.total) == (split, total)
+    trainer.val_loader = None
+    with pytest.raises(UserError, match="Squares has no validation images; set TEST.SPLIT to test"):
+        trainer.test()
+    for split in ("train", "tset"):
+        with pytest.raises(UserError, match=f"not on '{split}'"):
+            trainer.test(split=split)
+    with pytest.raises(UserError, match="built without images"):
+        build_trainer(cfg, data=ClassNames(["cat", "dog"])).test(split="test")
+
+
+def test_the_best_epoch_needs_a_validation_set_and_its_right_name(cfg):
+    cfg.TEST.FINAL_MODEL = "best"
+    with pytest.raises(UserError, match="must be last_step or best_val, not 'best'"):
+        build_trainer(cfg).train()
+    cfg.TEST.FINAL_MODEL = "best_val"
+    trainer = build_trainer(cfg)
+    trainer.val_loader = None
+    with pytest.raises(UserError, match="Squares has no validation images"):
+        trainer.train()
+    assert not os.path.exists(cfg.OUTPUT_DIR)  # nothing was trained
+
+
+def test_a_diverged_model_has_no_accuracy(cfg):
+    trainer = build_trainer(cfg)
+    trainer.train()
+    trainer.model.bias.data[1] = float("nan")
+    with pytest.raises(UserError, match="The scores of 12 of 12 images"):
+        trainer.test()
+
+
 def test_a_trainer_without_models_is_only_tested(cfg):
     class Untrained(TRAINER_REGISTRY.get("Tiny")):
         def build_model(self):
@@ -137,6 +174,50 @@ def test_prograd_removes_only_what_works_against_the_general_gradient(cfg):
     trainer.prograd_backward_and_update(against, general)
     assert a.tolist() == [0.0, -1.0]  # [1, 1] without its part along [-2, 0]
     assert b.tolist() == [-1.0, 0.0]  # no conflict: untouched
+
+
+# What a trainer is built from ------------------------------------------------------------------------
+
+
+def test_a_trainer_is_built_from_class_names_without_opening_a_dataset(cfg):
+    cfg.DATASET.ROOT = "nowhere"
+    cfg.OPTIM.STEPS_PER_SHOT = 5  # nothing is trained: MAX_EPOCH stays
+    trainer = build_trainer(cfg, data=ClassNames(["cat", "dog"]))
+    assert trainer.dm.dataset.classnames == ["cat", "dog"] and trainer.dm.dataset.train_x == []
+    assert (trainer.num_classes, trainer.lab2cname, trainer.max_epoch) == (2, {0: "cat", 1: "dog"}, 4)
+    assert trainer.train_loader_x is trainer.val_loader is trainer.test_loader is None
+    assert trainer.model_inference(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+
+
+def test_a_trainer_that_takes_a_config_only_is_built_as_ever(cfg):
+    class Old(TRAINER_REGISTRY.get("Tiny")):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+
+    TRAINER_REGISTRY.register(Old, force=True)
+    assert build_trainer(cfg, "Old").num_classes == 3
+
+
+@pytest.mark.parametrize(("shots", "batches", "epochs"), [(2, 1, 6), (4, 3, 4), (-1, 4, 1)])
+def test_steps_per_shot_decide_the_epochs_and_the_config_says_so(cfg, shots, batches, epochs):
+    cfg.merge_from_list(["OPTIM.STEPS_PER_SHOT", 3, "DATASET.NUM_SHOTS", shots])
+    cfg.freeze()
+    trainer = build_trainer(cfg)
+    assert len(trainer.train_loader_x) == batches
+    assert trainer.max_epoch == trainer.cfg.OPTIM.MAX_EPOCH == trainer.sched.successor.T_max == epochs
+    assert trainer.cfg.is_frozen() and cfg.OPTIM.MAX_EPOCH == 4
+
+
+def test_epochs_that_follow_from_the_steps_are_no_other_options(cfg):
+    cfg.OPTIM.STEPS_PER_SHOT = 3
+    record = identity(build_trainer(cfg).cfg)
+    check_identity("run", record, cfg)
+    cfg.OPTIM.STEPS_PER_SHOT = 4
+    with pytest.raises(UserError, match=r"\(OPTIM.STEPS_PER_SHOT 3 -> 4\)"):
+        check_identity("run", record, cfg)
+    cfg.OPTIM.STEPS_PER_SHOT = 0
+    with pytest.raises(UserError, match="OPTIM.MAX_EPOCH 1 -> 4, OPTIM.STEPS_PER_SHOT 3 -> 0"):
+        check_identity("run", record, cfg)
 
 
 # Resuming --------------------------------------------------------------------------------------------
@@ -350,6 +431,7 @@ def test_extraction_is_a_clock_of_its_own(cfg, monkeypatch):
 
 
 def test_the_peak_of_training_goes_into_the_record_and_survives_a_resume(cfg):
+    cfg.TRAIN.MEASURE_MEMORY = True
     killed = interrupted(cfg, epoch=1, batch=0)
     assert killed.memory.mb > 4 * 3 * 768 / 1e6  # the weights alone
     saved = torch.load(f"{cfg.OUTPUT_DIR}/resume.pt", weights_only=True)
@@ -357,3 +439,9 @@ def test_the_peak_of_training_goes_into_the_record_and_survives_a_resume(cfg):
     resumed = build_trainer(cfg)
     resumed.train()
     assert write_result(resumed)["peak_memory_mb"] == 12345.0
+
+
+def test_memory_is_measured_on_request_only(cfg):
+    trainer = build_trainer(cfg)
+    trainer.train()
+    assert trainer.memory.mb is None and write_result(trainer)["peak_memory_mb"] is None

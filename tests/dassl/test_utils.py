@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import sys
 
@@ -8,10 +9,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from dassl.utils import (
     AverageMeter,
+    Logger,
     MetricMeter,
     MissingFile,
     Registry,
     UserError,
+    check_availability,
     check_isfile,
     count_num_param,
     listdir_nohidden,
@@ -114,6 +117,31 @@ def test_the_logger_copies_stdout_and_never_touches_an_older_log(tmp_path, monke
     assert "first\nsecond\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("error", "last"),
+    [(UserError("no images"), "Error: no images\n"), (ValueError("a bug"), "ValueError: a bug\n")],
+)
+def test_a_log_ends_with_the_error_that_ended_its_block(tmp_path, error, last):
+    console = sys.stdout
+    with pytest.raises(type(error)), Logger(str(tmp_path / "a" / "log.txt")):
+        print("begun")
+        raise error
+    assert sys.stdout is console
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert log.startswith("begun\n") and log.endswith(last)
+    assert ("test_a_log_ends" in log) == isinstance(error, ValueError)  # the traceback of a bug only
+
+
+def test_a_console_that_cannot_show_a_character_gets_it_escaped(tmp_path, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    with Logger(str(tmp_path / "log.txt")):
+        print("class \u65e5 \udcff")
+    console.flush()
+    assert console.buffer.getvalue() == b"class \\u65e5 \\udcff\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "class \u65e5 \\udcff\n"
+
+
 def test_small_helpers_behave_as_upstream(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_json({"a": [1]}, "bare.json")
@@ -183,3 +211,9 @@ def test_strange_and_broken_checkpoints_are_refused_in_one_line(tmp_path):
         load_checkpoint(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError):
         load_checkpoint(None)
+
+
+def test_a_name_that_is_not_available_gets_the_nearest_one():
+    check_availability("cosine", ["step", "cosine"])
+    with pytest.raises(ValueError, match=r"belong to \['step', 'cosine'\], but got \[cosin\] \(do you mean \[cosine\]"):
+        check_availability("cosin", ["step", "cosine"])
