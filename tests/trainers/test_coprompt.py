@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from clip import clip
 from dassl.utils import MissingFile, UserError
 from trainers.coprompt import read_sentences
-from trainers.prompts import ensemble
+from trainers.frozen import ensemble
 
 OPTS = ["TRAINER.COPROMPT.PROMPT_DEPTH", "2", "TRAINER.COPROMPT.LAMBDA", "3.0"]
 
@@ -36,14 +36,14 @@ def test_without_sentences_the_ensemble_stands_in_and_the_log_says_so(make_train
     image, label = torch.randn(2, 3, 3, 32, 32), torch.tensor([0, 5, 2])
     _, terms = trainer.loss(image, label)
     assert "No TRAINER.COPROMPT.SENTENCES: the mean of 60 templates stands in" in capsys.readouterr().out
-    prompts = [[prompt.format(name) for name in trainer.names] for prompt in ensemble()]
+    prompts = [[prompt.format(name) for name in trainer.classnames] for prompt in ensemble()]
     mean = sum(random_clip.encode_text(clip.tokenize(each)) for each in prompts) / 60  # (C, E)
     assert_close(terms, plain_terms(trainer, image, label, mean), rtol=1e-3, atol=1e-4)
 
 
 def test_one_sentence_of_the_same_number_for_each_class_is_drawn_in_each_step(make_trainer, random_clip, tmp_path):
     trainer = make_trainer("CoPrompt", *OPTS, "TRAINER.COPROMPT.SENTENCES", str(tmp_path / "sentences.json"))
-    texts = [[f"the {name} is nice", f"look, {name}"] for name in trainer.names]
+    texts = [[f"the {name} is nice", f"look, {name}"] for name in trainer.classnames]
     names = trainer.dm.dataset.classnames  # one with an underscore
     (tmp_path / "sentences.json").write_text(json.dumps(dict(zip(names, texts, strict=True))))
     image, label = torch.randn(2, 3, 3, 32, 32), torch.tensor([0, 5, 2])

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from clip import clip
 from dassl.utils import UserError
-from trainers.class_rows import columns
+from trainers.parts.class_rows import columns
 from trainers.dept import HOSTS
 
 SHALLOW = [  # the tiny towers have three blocks
@@ -40,7 +40,7 @@ def test_the_loss_shares_between_kgcoop_and_a_head_on_both_features(make, random
     trainer = make("KgCoOp", "TRAINER.KGCOOP.W", "2.0")
     learned, label = trainer.learned, torch.tensor([3, 0, 3])
     f = torch.randn(3, 32)
-    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.names])
+    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.classnames])
     with torch.no_grad():
         g = random_clip.encode_text(tokens)  # the context starts from these very words
     _, terms = trainer.loss(f, label)

@@ -10,8 +10,8 @@ BOTH = pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF"])
 
 def plain_logits(trainer, features, alpha, beta):
     """The formula with one-hot labels."""
-    f, w = F.normalize(features, dim=-1), F.normalize(trainer.hand, dim=-1)
-    values = F.one_hot(trainer.learned.labels, len(trainer.names)).float()
+    f, w = F.normalize(features, dim=-1), F.normalize(trainer.teacher, dim=-1)
+    values = F.one_hot(trainer.learned.labels, len(trainer.classnames)).float()
     return trainer.scale * f @ w.t() + alpha * torch.exp(-beta * (1 - f @ trainer.learned.keys.t())) @ values
 
 
@@ -111,7 +111,7 @@ def test_a_saved_cache_serves_old_classes_and_leaves_new_ones_to_clip(method, ma
             loaded = make(classes)
             loaded.load_model(str(tmp_path / "base"))
             found[classes] = loaded.logits(features, loaded.classes())
-            zero_shot = loaded.scale * F.normalize(features, dim=-1) @ F.normalize(loaded.hand, dim=-1).t()
+            zero_shot = loaded.scale * F.normalize(features, dim=-1) @ F.normalize(loaded.teacher, dim=-1).t()
             assert torch.equal(found[classes][:, -4:], zero_shot[:, -4:])
             assert loaded.learned.keys.shape == (16, 32)
     torch.testing.assert_close(found["all"], torch.cat([found["base"], found["new"]], dim=1))
@@ -121,7 +121,7 @@ def test_of_several_templates_the_unit_features_are_averaged(make_trainer, rando
     trainer = make_trainer("TipAdapter", "TRAINER.TIPADAPTER.TEMPLATES", '["a {}.", "itap of the {}."]')
     with torch.no_grad():
         rows = [
-            F.normalize(random_clip.encode_text(clip.tokenize([t.format(n) for n in trainer.names])), dim=-1)
+            F.normalize(random_clip.encode_text(clip.tokenize([t.format(n) for n in trainer.classnames])), dim=-1)
             for t in ("a {}.", "itap of the {}.")
         ]
-    torch.testing.assert_close(trainer.hand, (rows[0] + rows[1]) / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trainer.teacher, (rows[0] + rows[1]) / 2, rtol=1e-4, atol=1e-5)

@@ -15,32 +15,42 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def keep_probability(classes, ratio, lambda_, max_top=0, decay="paper"):
-    """Probability that the class of rank 1, 2, ..., C is kept: (C,), non-increasing (Eq. 7).
+def keep_probability(
+    num_classes: int, ratio: float, lambda_: float, max_top: int = 0, decay: str = "paper"
+) -> Tensor:
+    """Probability that the class of rank 1, 2, ..., C is kept: (C,), fp32, non-increasing (Eq. 7).
 
     `max_top` caps the number of classes kept for sure (0: no cap, as in the paper; the released code has 50).
     A ratio of 1 or more keeps every class whatever the cap, as in the released code.
     """
-    rank = torch.arange(1, classes + 1)
-    top = ratio * classes if decay == "paper" else math.ceil(ratio * classes)
+    rank = torch.arange(1, num_classes + 1)
+    top = ratio * num_classes if decay == "paper" else math.ceil(ratio * num_classes)
     if max_top:
         top = min(top, max_top)
-    if ratio >= 1 or top >= classes:
-        return torch.ones(classes)
+    if ratio >= 1 or top >= num_classes:
+        return torch.ones(num_classes)
     if decay == "paper":
         return torch.where(rank <= top, 1.0, torch.exp(-lambda_ * (rank - top)))
-    rest = classes - top
+    # The released code samples the density at equal steps over [0, 5]: the first rank behind the top at 0, where it
+    # is highest, the last one at 5. Stretched to 1..0, the first is kept for sure and the last never.
+    rest = num_classes - top
     floor = math.exp(-5 / lambda_)
     x = 5 * (rank - top - 1) / max(rest - 1, 1)
     tail = (torch.exp(-x / lambda_) - floor) / (1 - floor)
     if rest == 1:
-        tail = torch.zeros(classes)  # 0 / 0 in the released code, which drops the class
+        tail = torch.zeros(num_classes)  # 0 / 0 in the released code, which drops the class
     return torch.where(rank <= top, 1.0, tail)
 
 
-def ranking(scores, labels, scope="image"):
+def mean_kept(num_classes: int, ratio: float, lambda_: float = 0.3, max_top: int = 50) -> float:
+    """How many classes an image keeps on average with the paper's decay."""
+    return float(keep_probability(num_classes, ratio, lambda_, max_top).sum())
+
+
+def ranking(scores: Tensor, labels: Tensor, scope: str = "image") -> Tensor:
     """scores (B, C), labels (B,) -> classes from the best to the worst, true ones first: (B, C), or (1, C)."""
     scores = scores.scatter(1, labels[:, None], float("inf"))
     if scope == "batch":
@@ -48,12 +58,14 @@ def ranking(scores, labels, scope="image"):
     return scores.argsort(dim=1, descending=True, stable=True)
 
 
-def sample_classes(scores, labels, probability, generator, scope="image"):
+def sample_classes(
+    scores: Tensor, labels: Tensor, probability: Tensor, generator: torch.Generator, scope: str = "image"
+) -> tuple[Tensor, Tensor | None]:
     """The sampler of Eq. 7: scores (B, C) on any device; labels (B,), probability (C,) by rank, generator on the CPU.
 
     Returns the kept classes, sorted (K,), and which of them each image keeps, bool (B, K), or None if all images keep
     the same. True classes are always kept. The host knows K without asking the device, except in the scope "image",
-    where K is what the images' own sets add up to.
+    where K is the size of the union of the images' own sets.
     """
     order = ranking(scores, labels.to(scores.device), scope)  # (B, C) or (1, C)
     kept_ranks = torch.rand(order.shape, generator=generator) < probability
@@ -61,14 +73,14 @@ def sample_classes(scores, labels, probability, generator, scope="image"):
     if scope == "batch":
         ranks = kept_ranks[0].nonzero()[:, 0].to(order.device)
         return order[0, ranks].sort().values, None
-    kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, kept_ranks.to(order.device))  # (B, C)
-    classes = kept.any(dim=0).nonzero()[:, 0]
-    return classes, kept[:, classes]
+    by_image = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, kept_ranks.to(order.device))  # (B, C)
+    kept = by_image.any(dim=0).nonzero()[:, 0]
+    return kept, by_image[:, kept]
 
 
-def masked_cross_entropy(logits, labels, kept=None):
-    """Cross-entropy over each image's own classes: logits (B, K), labels (B,), kept bool (B, K) or None for all
+def masked_cross_entropy(logits: Tensor, labels: Tensor, by_image: Tensor | None = None) -> Tensor:
+    """Cross-entropy over each image's own classes: logits (B, K), labels (B,), by_image bool (B, K) or None for all
     -> scalar (Eq. 1)."""
-    if kept is not None:
-        logits = logits.masked_fill(~kept, float("-inf"))
+    if by_image is not None:
+        logits = logits.masked_fill(~by_image, float("-inf"))
     return F.cross_entropy(logits, labels)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from benchmarks import plain
 from clip import clip
 from dassl.utils import UserError
-from trainers.lskip import DeepImage, DeepText, LayerCache, Shelf, mapped, shallow_image, shallow_text
+from trainers.parts.lskip import DeepImage, DeepText, shallow_image, shallow_text
 
 DEPTH = 3
 TEXTS = {

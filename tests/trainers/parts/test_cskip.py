@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.cskip import keep_probability, masked_cross_entropy, ranking, sample_classes
+from trainers.parts.cskip import keep_probability, masked_cross_entropy, ranking, sample_classes
 
 
 def seeded(seed=0):

@@ -1,4 +1,4 @@
-"""What ClipTrainer does for every method."""
+"""What FrozenCLIP does for every method."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def test_evaluation_alone_extracts_nothing(make_trainer, monkeypatch):
 def test_classes_are_encoded_once_per_evaluation(make_trainer):
     trainer = make_trainer("CoOp", "DATALOADER.TEST.BATCH_SIZE", "2")
     calls = []
-    classes = trainer.classes
-    trainer.classes = lambda: calls.append(1) or classes()
+    class_features = trainer.class_features
+    trainer.class_features = lambda: calls.append(1) or class_features()
     trainer.test()
     trainer.test()
     assert len(calls) == 2
@@ -51,7 +51,7 @@ def test_pictures_of_another_size_are_one_clear_error(make_trainer):
 @pytest.mark.parametrize("trainer", ["CoOp", "ProGrad"])
 @pytest.mark.parametrize("precision", ["amp", "fp16"])
 def test_the_first_step_in_half_precision_is_that_of_fp32(make_trainer, trainer, precision):
-    batch = {"img": torch.randn(4, 32), "label": torch.tensor([0, 3, 5, 7])}
+    batch = {"features": torch.randn(4, 32), "label": torch.tensor([0, 3, 5, 7])}
     moved = {}
     for name in ("fp32", precision):
         run = make_trainer(trainer, f"TRAINER.{trainer.upper()}.PREC", name)

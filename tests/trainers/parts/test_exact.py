@@ -17,9 +17,9 @@ from clip.model import CLIP
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
 from trainers import skip_tuning
-from trainers.cskip import keep_probability, masked_cross_entropy, sample_classes
-from trainers.lskip import DeepImage, DeepText, shallow_image, shallow_text
-from trainers.precision import Learner
+from trainers.parts.cskip import keep_probability, masked_cross_entropy, sample_classes
+from trainers.parts.lskip import DeepImage, DeepText, shallow_image, shallow_text
+from trainers.parts.precision import MasterWeights, can_step_in_backward, step_in_backward
 
 DEPTH, WORDS = 2, 32
 CPU = torch.device("cpu")

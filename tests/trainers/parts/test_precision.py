@@ -9,8 +9,8 @@ from torch import nn
 from dassl.config import get_cfg_default
 from dassl.engine.checkpoint import save_resume
 from dassl.optim import build_optimizer
-from trainers.lskip import DeepImage
-from trainers.precision import PRECISIONS, SAMPLE, Learner, halve, moved_share, sample
+from trainers.parts.lskip import DeepImage
+from trainers.parts.precision import PRECISIONS, SAMPLE, Learner, halve, moved_share, sample
 
 CPU = torch.device("cpu")
 RUNNING = {

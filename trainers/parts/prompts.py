@@ -1,78 +1,57 @@
-"""Prompts: hand-written ones, and learned vectors among the tokens of either tower.
+"""Learned vectors among the tokens of either tower.
 
-Learned vectors come as {block: vectors}: just before that block (from 0) they take the place of some tokens. That is
-CoOp's context (block 0 only), the deep prompts of MaPLe and PromptSRC (the first J blocks) and TCP's class-aware ones.
-`clip_model.encode_text(tokens, edit=...)` computes the same; here are the exact savings of lskip.py besides: tokens
-with which all texts begin run once, in the last block only the pooled token goes beyond keys and values, texts end at
-their end-of-text token, and what holds nothing learned keeps no graph.
+They come as {block: vectors}: just before that block (from 0) they take the place of some tokens. That is CoOp's
+context (block 0 only), the deep prompts of MaPLe and PromptSRC (the first J blocks) and TCP's class-aware ones. Nothing
+that holds no learned vector keeps a graph.
 
 Notation: B images, C classes, L tokens, n learned vectors, D width of a tower, E joint width.
 """
 
-from functools import cache
-from pathlib import Path
-
 import torch
-import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from clip import clip
 from dassl.utils import UserError
 
-from .family import tokenize
-from .lskip import ClassTexts, run_images, run_texts, shallow_image, shallow_text
-
-TEMPLATES = Path(__file__).parents[1] / "configs" / "templates.yaml"
-
-
-# ---- hand-written prompts ------------------------------------------------------------------------------------
-
-
-@cache
-def _table():
-    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+from .compat import tokenize
+from .towers import (
+    ClassTexts,
+    embed_images,
+    embed_texts,
+    pool_images,
+    pool_texts,
+    run_images,
+    run_texts,
+)
 
 
-def template(dataset, use="zero_shot"):
-    """The prompt, with {} for the class, for a DATASET node: its own TEMPLATE, or what the table has for this `use`.
-
-    In the table a data set without an entry for `use` has the one of zero_shot, and without that the default.
-    """
-    row = _table().get(dataset.NAME, {})
-    return dataset.TEMPLATE or row.get(use) or row.get("zero_shot") or _table()["default"]
-
-
-def ensemble():
-    """The table's list of prompts whose mean feature stands for a class."""
-    return _table()["ensemble"]
-
-
-def embed(clip_model, texts):
-    """C texts -> ClassTexts of their tokens' embeddings, in front of block 0; no graph. Errors: as `tokenize`."""
-    device = clip_model.positional_embedding.device
-    return shallow_text(clip_model, tokenize(texts).to(device), 0)
+def embed(clip_model: nn.Module, texts: list[str]) -> ClassTexts:
+    """C texts -> ClassTexts in front of block 0; no graph. Errors: UserError for one of more than 77 tokens."""
+    return embed_texts(clip_model, tokenize(texts).to(clip_model.positional_embedding.device))
 
 
 # ---- learned vectors in the towers ---------------------------------------------------------------------------
 
 
-def place(texts, vectors, positions):
-    """`texts` with `vectors` (n, D), or (C, n, D), at `positions` (n,), or (C, n).
+def insert(texts: ClassTexts, vectors: Tensor, positions: Tensor) -> ClassTexts:
+    """`texts` with `vectors` (n, D), or (C, n, D), in place of the tokens at `positions` (n,), or (C, n).
 
-    One set of vectors at the same positions of all texts has to lie in the beginning that they share.
+    One set of vectors at the same positions of all texts must lie in the beginning that they share.
     """
     prefix, own, end = texts
     vectors = vectors.to(own)
     if vectors.dim() == 2 and positions.dim() == 1:
         return texts._replace(prefix=prefix.index_copy(0, positions, vectors))
-    classes, width = len(own), own.shape[-1]
-    own = torch.cat([prefix[1:].expand(classes, -1, -1), own], dim=1)  # from here on only the start token is shared
-    rows = (positions - 1).expand(classes, -1)[..., None].expand(-1, -1, width)  # (C, n, D)
+    num_classes, width = len(own), own.shape[-1]
+    own = torch.cat([prefix[1:].expand(num_classes, -1, -1), own], dim=1)  # now only the start token is shared
+    rows = (positions - 1).expand(num_classes, -1)[..., None].expand(-1, -1, width)  # (C, n, D)
     own = own.scatter(1, rows, vectors.expand(rows.shape))
     return ClassTexts(prefix[:1], own, end + len(prefix) - 1)
 
 
-def encode_text(clip_model, texts, prompts, positions=None):
+def encode_text(
+    clip_model: nn.Module, texts: ClassTexts, prompts: dict[int, Tensor], positions: Tensor | None = None
+) -> Tensor:
     """ClassTexts in front of block 0 -> (C, E), not normalised, with `prompts` {block: vectors} at `positions`."""
     blocks = clip_model.transformer.resblocks
     for i, block in enumerate(blocks):
@@ -80,17 +59,18 @@ def encode_text(clip_model, texts, prompts, positions=None):
             vectors = prompts[i]
             if i == 0:
                 vectors = vectors + clip_model.positional_embedding[positions]
-            texts = place(texts, vectors, positions)
+            texts = insert(texts, vectors, positions)
         texts = run_texts([block], texts, pool=i + 1 == len(blocks))
-    return clip_model.ln_final(texts.own[:, 0]) @ clip_model.text_projection
+    return pool_texts(clip_model, texts)
 
 
-def encode_image(visual, image, prompts):
+def encode_image(visual: nn.Module, image: Tensor, prompts: dict[int, Tensor]) -> Tensor:
     """image (B, 3, H, W) -> (B, E), not normalised; `prompts` {block: vectors (n, D)}.
 
-    Those of block 0 are appended to the patches, without positions and in front of ln_pre; later ones take their place.
+    Those of block 0 are appended to the patches, without positions and in front of ln_pre; later ones replace them.
     """
-    x = shallow_image(visual, image, 0)  # (B, L, D)
+    with torch.no_grad():
+        x = embed_images(visual, image)  # (B, L, D)
     blocks = visual.transformer.resblocks
     for i, block in enumerate(blocks):
         if i in prompts:
@@ -98,20 +78,20 @@ def encode_image(visual, image, prompts):
             kept = x if i == 0 else x[:, : -len(vectors)]
             x = torch.cat([kept, vectors.to(x).expand(len(x), -1, -1)], dim=1)
         x = run_images([block], x, pool=i + 1 == len(blocks))
-    return visual.ln_post(x[:, 0]) @ visual.proj
+    return pool_images(visual, x)
 
 
 # ---- context vectors -----------------------------------------------------------------------------------------
 
 
-def word_vectors(clip_model, words):
+def word_vectors(clip_model: nn.Module, words: str) -> Tensor:
     """Token embeddings of `words`: (n, D), fp32."""
     tokens = tokenize(words)[0]
     tokens = tokens[1 : tokens.argmax()].to(clip_model.positional_embedding.device)
     return clip_model.token_embedding(tokens).detach().float()
 
 
-def random_vectors(*shape):
+def random_vectors(*shape: int) -> Tensor:
     """Learned vectors as all methods begin them: N(0, 0.02^2), drawn on the CPU."""
     return 0.02 * torch.randn(shape)
 
@@ -123,7 +103,7 @@ class Context(nn.Module):
     "<ctx> name." for position "end", "name <ctx>." for "front", and "<ctx> name <ctx>." for "middle".
     """
 
-    def __init__(self, clip_model, names, vectors, position="end"):
+    def __init__(self, clip_model: nn.Module, names: list[str], vectors: Tensor, position: str = "end"):
         super().__init__()
         self.ctx = nn.Parameter(vectors.clone())
         n = vectors.shape[-2]
@@ -142,7 +122,7 @@ class Context(nn.Module):
         return self.texts, {0: self.ctx if vectors is None else vectors}, self.positions
 
 
-def opening(clip_model, names, words, n):
+def opening(clip_model: nn.Module, names: list[str], words: str, n: int) -> Context:
     """A Context of n vectors that start as the first n of `words`; the other words stay, in front of each name."""
     words = words.split()
     if len(words) < n:  # as in the released code
@@ -154,7 +134,7 @@ def opening(clip_model, names, words, n):
 class DeepContext(nn.Module):
     """Learned vectors in front of each of the first `depth` text blocks; UserError if there are not that many."""
 
-    def __init__(self, clip_model, names, words, n, depth):
+    def __init__(self, clip_model: nn.Module, names: list[str], words: str, n: int, depth: int):
         super().__init__()
         check_depth(clip_model.transformer, depth)
         self.context = opening(clip_model, names, words, n)
@@ -170,7 +150,8 @@ class DeepContext(nn.Module):
         return texts, dict(enumerate(self.vectors())), positions
 
 
-def check_depth(tower, depth):
+def check_depth(tower: nn.Module, depth: int) -> None:
+    """UserError unless the tower has blocks for prompts in front of the first `depth`."""
     blocks = len(tower.resblocks)
     if not 1 <= depth <= blocks:
         raise UserError(f"No prompts of depth {depth} in a tower of {blocks} blocks: choose a depth of 1 to {blocks}")
