@@ -10,13 +10,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, UserError
+from dassl.utils import MissingFile, UserError, read_json
 
 from .base import SplitDataset, check_template
 from .files import check_images, shorten
 from .own_images import check_rows, class_names, csv_rows, folder_rows, refuse_too_few
 from .published import lines_hash
-from .read import read_json
 from .splits import PARTS, Item, read_rows, write_cache
 
 TEST_SHARE, VAL_SHARE = 0.3, 0.2  # as CoOp cuts the datasets that come without a test set
@@ -152,7 +151,7 @@ def read_stored(path, rows):
     UserError if images in it are gone, or now have another class or part.
     """
     try:
-        stored = read_json(path, "a kept split")
+        stored = read_json(path)
         stored |= {part: read_rows(stored, part, path) for part in PARTS}
         unreadable = set(stored["unreadable"])
         copies = [list(map(str, same)) for same in stored["copies"]]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, exit_code, nearest
+from dassl.utils import UserError, exit_code, nearest, read_json
 
 from .base import SplitDataset
 from .emoji import Emoji
@@ -25,7 +25,6 @@ from .imagenet import ClassFolders, ImageNet, classnames_problem, file_names
 from .imagenetv2 import ImageNetV2
 from .pickles import read_pickled
 from .published import lines_hash, split_problem
-from .read import read_json
 from .splits import read_selection, select_shots, split_hash
 
 SAMPLE = 200  # images decoded unless --decode says otherwise
@@ -280,7 +279,7 @@ def wrong_picks(path, split, shots, seed, parts):
     selected, wrong = read_selection(path, {"split": split_hash(split), "shots": shots, "seed": seed}, parts)
     if wrong:
         return wrong
-    drawn = seed >= 0 and "pickle" not in read_json(path, "a file with few-shot picks")
+    drawn = seed >= 0 and "pickle" not in read_json(path)
     if drawn and selected != select_shots(split, shots, seed, parts):
         return "has other picks than its seed draws"
     return ""

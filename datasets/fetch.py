@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dassl.utils import UserError, exit_code, write_atomic
+from dassl.utils import UserError, exit_code, read_text, write_atomic
 from dassl.utils.archives import unpack
 from dassl.utils.download import DownloadError, alone, download_file, settle_part
 
@@ -27,7 +27,6 @@ from . import sources
 from .files import class_folders, is_image_name
 from .imagenet import file_names
 from .published import lines_hash
-from .read import read_text
 from .sources import (
     archive_problem,
     eligible,
@@ -256,7 +255,7 @@ def sort_val(folder, job, kind):
     fetch_file("valprep.sh", job, kind)
     if not (job.folder / "valprep.sh").is_file():
         raise UserError(f"{folder} can't be sorted without valprep.sh, which names the classes: run again later")
-    text = read_text(job.folder / "valprep.sh", "the list of validation images")
+    text = read_text(job.folder / "valprep.sh")
     classes = dict(re.findall(r"^mv (ILSVRC2012_val_\d{8}\.JPEG) (n\d{8})/[ \t]*$", text, re.MULTILINE))
     for name in tqdm([name for name in flat if name in classes], desc="sorting val", unit=" files"):
         (folder / classes[name]).mkdir(exist_ok=True)

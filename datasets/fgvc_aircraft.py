@@ -1,11 +1,10 @@
 """FGVC-Aircraft: 100 variants, with the official train, val and test lists."""
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError
+from dassl.utils import UserError, read_text
 
 from .base import SplitDataset
 from .published import Published
-from .read import read_text
 from .splits import PARTS, Item
 
 
@@ -43,7 +42,7 @@ class FGVCAircraft(SplitDataset):
 
 def read_lines(path):
     """The lines of a list that are not empty."""
-    return [line.strip() for line in read_text(path, "a list of FGVC-Aircraft").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def make_items(lines, labels, path):

@@ -7,12 +7,11 @@ so a seed selects the same images on every machine (in CoOp that depends on the 
 import os
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError
+from dassl.utils import UserError, read_json, read_text
 
 from .base import SplitDataset
 from .files import class_folders, count_suffixes, is_image_name
 from .published import Published, lines_hash
-from .read import read_json, read_text
 from .splits import Item, write_cache
 
 # `lines_hash` of the "<WordNet id> <name>" lines of CLIP's classnames.txt, and of its sorted ids
@@ -138,7 +137,7 @@ class ImageNet(ClassFolders):
 def read_index(path):
     """{folder: [modification time in ns, file names]}; {} where there is none or it is damaged."""
     try:
-        stored = read_json(path, "an index")
+        stored = read_json(path)
         return {folder: [int(changed), list(map(str, files))] for folder, (changed, files) in stored.items()}
     except (UserError, AttributeError, TypeError, ValueError):
         return {}
@@ -146,7 +145,7 @@ def read_index(path):
 
 def read_lines(path):
     """The lines of classnames.txt that are not empty."""
-    return [line.strip() for line in read_text(path, "a list of class names").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def classnames_problem(path):

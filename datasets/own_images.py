@@ -4,16 +4,17 @@ import csv
 import io
 import re
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
-from dassl.utils import UserError, nearest
+import yaml
+
+from dassl.utils import BadFile, UserError, nearest, read_text
 
 from .files import IMAGE_SUFFIXES, class_folders, count_suffixes, is_image, shorten, visible_files
-from .read import read_text, read_yaml
 from .splits import PARTS
 
 PART_NAMES = {"": "", "training": "train", "valid": "val", "validation": "val", "testing": "test"}
+NAMES_FORM = "must be YAML, a class name on every line behind a hyphen, or behind a key and a colon"
 PART_NAMES |= {part: part for part in PARTS}
 
 
@@ -79,7 +80,10 @@ def class_rows(source, top, part):
 
 def csv_rows(source):
     """Rows of a CSV file with the columns path, label and perhaps split; paths start where the file is."""
-    text = read_text(source, "a CSV file with images")
+    try:
+        text = read_text(source)
+    except BadFile as error:
+        raise UserError(f"{source} is neither a folder nor a CSV file with images: {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     rows, seen = [], set()
     try:
@@ -170,13 +174,22 @@ def class_names(folders, names_file=""):
 
 def read_names(path):
     """A YAML list of names, or mapping to names, in which all is text as it is written: no, 1e3 and 007 too."""
-    names = read_yaml(path, "a file with class names")
-    values = list(names.values()) if isinstance(names, dict) else names
-    keys = names if isinstance(names, dict) else ()
-    if not values or not isinstance(values, list):
-        values = [None]
-    if not all(isinstance(name, str) and name.strip() for name in (*values, *keys)):
-        raise UserError(
-            f"{Path(path)} must be YAML, a class name on every line behind a hyphen, or behind a key and a colon"
-        )
-    return names
+    try:
+        top = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(top, yaml.MappingNode):
+        keys = [text_of(key, path) for key, _ in top.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(f"{path} names the class {twice[0]!r} twice; take one of the lines away")
+        return dict(zip(keys, [text_of(value, path) for _, value in top.value], strict=True))
+    if isinstance(top, yaml.SequenceNode) and top.value:
+        return [text_of(value, path) for value in top.value]
+    raise UserError(f"{path} {NAMES_FORM}")
+
+
+def text_of(node, path):
+    """The text of a YAML scalar as it is written; UserError for anything else, and for an empty one."""
+    if isinstance(node, yaml.ScalarNode) and node.value.strip():
+        return node.value
+    raise UserError(f"{path}, line {node.start_mark.line + 1}: it {NAMES_FORM}")

@@ -9,14 +9,13 @@ from typing import NamedTuple
 import yaml
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, nearest
+from dassl.utils import UserError, nearest, read_json
 from dassl.utils.archives import is_archive
 from dassl.utils.download import file_hash
 
 from . import DATASETS, imagenet
 from .files import class_folders
 from .published import lines_hash, split_problem
-from .read import read_json
 from .splits import read_split
 
 DRIVE_URL = "https://drive.google.com/uc?export=download&id="
@@ -143,7 +142,7 @@ def find_home(tree, images):
 
 def names_of_index(path):
     """The lines of classnames.txt from a few-shot index, which has a training image of every class."""
-    rows = read_json(path, "a few-shot index")["train"]["data"]
+    rows = read_json(path)["train"]["data"]
     names = {row["impath"].split("/")[-2]: row["classname"] for row in rows}
     return [f"{wnid} {name}" for wnid, name in sorted(names.items())]
 

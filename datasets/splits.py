@@ -12,11 +12,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from dassl.utils import UserError, write_atomic, write_json
+from dassl.utils import BadFile, UserError, read_json, write_atomic, write_json
 from dassl.utils.download import alone, file_hash
 
 from .pickles import read_pickled
-from .read import AGAIN, read_json, refuse
 
 PARTS = ("train", "val", "test")
 
@@ -35,7 +34,10 @@ def read_split(path):
     The order of its rows is kept: it decides which images a seed selects. Any other form raises UserError that
     names the file and the row.
     """
-    stored = read_json(path, "a split file", AGAIN)
+    try:
+        stored = read_json(path)
+    except BadFile as error:
+        raise not_a_split(path, f"it is no JSON ({error.__cause__ or error})") from error
     return {part: read_rows(stored, part, path) for part in PARTS}
 
 
@@ -43,12 +45,16 @@ def read_rows(stored, part, path):
     """The rows of one part of the JSON object `stored`, which comes from the file `path`, as `Item`s."""
     rows = stored.get(part) if isinstance(stored, dict) else None
     if not isinstance(rows, list):
-        raise refuse(path, "a split file", f'it has no list "{part}"', AGAIN)
+        raise not_a_split(path, f'it has no list "{part}"')
     for number, row in enumerate(rows):
         if problem := row_problem(row):
-            reason = f"in {part}[{number}] {problem}, but a row is [path, label, class name]"
-            raise refuse(path, "a split file", reason, AGAIN)
+            raise not_a_split(path, f"in {part}[{number}] {problem}, but a row is [path, label, class name]")
     return [Item(*row) for row in rows]
+
+
+def not_a_split(path, reason):
+    """The error for a file that is not what it should be."""
+    return UserError(f"{path} is not a split file: {reason}; get it again, see docs/DATASETS.md")
 
 
 def row_problem(row):
@@ -170,7 +176,7 @@ def read_selection(cache, identity, parts):
     if not cache.exists():
         return None, ""
     try:
-        stored = read_json(cache, "a file with few-shot picks")
+        stored = read_json(cache)
         selected = {part: read_rows(stored, part, cache) for part in parts}
     except UserError:
         return None, "is damaged"

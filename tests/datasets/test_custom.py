@@ -486,7 +486,7 @@ def test_a_csv_file_that_cannot_be_used_is_refused_with_its_line(text, message, 
 
 
 def test_a_file_that_is_no_csv_is_refused(pics, build):
-    with pytest.raises(UserError, match="is not a CSV file with images: byte 0 is no UTF-8"):
+    with pytest.raises(UserError, match="neither a folder nor a CSV file"):
         build(picture(pics / "1.png"))
 
 
