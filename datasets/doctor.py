@@ -206,7 +206,7 @@ def look_at_part(cls, root, part, folder):
 def wrong_classes(cls, root, classes):
     """How the class folders differ from the published ones, or ""."""
     if cls is ImageNetV2:
-        ids = set(cls.read_classnames(root))
+        ids = set(cls.names(root))
         right = set(classes) in (ids, {str(label) for label in range(len(ids))})
     else:
         right = lines_hash(classes) == cls.published.ids

@@ -2,6 +2,7 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
+from . import datum_lists
 from .base import SplitDataset
 from .published import Published
 
@@ -18,3 +19,5 @@ class DescribableTextures(SplitDataset):
         split="0d04a9bb08938c9d435fc3c6b5030906334f6d8ccf4d80f8319e5d7f4fbdd4ba",
         picks="daf3b28e531f/9ef81bd9b8f3",
     )
+
+    read_and_split_data = staticmethod(datum_lists.read_and_split_data)  # what dataset files of CoOp's kind call

@@ -30,18 +30,23 @@ class ClassFolders(SplitDataset):
         return own if own.is_file() else folder.parent / ImageNet.dataset_dir / own.name
 
     @classmethod
-    def read_classnames(cls, root):
+    def names(cls, root):
         """{WordNet id: name} in label order. Names repeat, ids do not."""
         path = cls.require(cls.find_classnames(root), root)
         if classnames_problem(path):
             cls.warn(f"{path} has not the class names of CLIP")
-        rows = [line.split(" ", 1) for line in read_lines(path)]
+        return cls.read_classnames(path)
+
+    @staticmethod
+    def read_classnames(text_file):
+        """{WordNet id: name} in the order of a file; dataset files of CoOp's kind call it too."""
+        rows = [line.split(" ", 1) for line in read_lines(text_file)]
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     @classmethod
     def classes(cls, folders, root):
         """{class folder: (label, name)}; the label is the rank among the folders (200 in A and R)."""
-        names = cls.read_classnames(root)
+        names = cls.names(root)
         if lines_hash(sorted(folders)) != cls.published.ids:
             images = cls.locate_images(root)
             cls.warn(f"{images} has not the {cls.published.classes} class folders of {cls.__name__}")

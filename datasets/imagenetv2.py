@@ -16,6 +16,6 @@ class ImageNetV2(ImageNetVariant):
     def classes(cls, folders, root):
         """A folder is named by its ImageNet label, or in one re-release by its WordNet id."""
         classes = {}
-        for label, (wnid, name) in enumerate(cls.read_classnames(root).items()):
+        for label, (wnid, name) in enumerate(cls.names(root).items()):
             classes[wnid] = classes[str(label)] = (label, name)
         return classes

@@ -2,6 +2,7 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
+from . import datum_lists
 from .base import SplitDataset
 from .published import Published
 
@@ -18,3 +19,9 @@ class OxfordPets(SplitDataset):
         split="175852640a3b1e8d7441c6224786fd018b4d6bcdd60f4495edca8a185631729d",
         picks="711e62ca7ba4/b75fc02100f3",
     )
+
+    # what dataset files of CoOp's kind call
+    read_split = staticmethod(datum_lists.read_split)
+    save_split = staticmethod(datum_lists.save_split)
+    split_trainval = staticmethod(datum_lists.split_trainval)
+    subsample_classes = staticmethod(datum_lists.subsample_classes)

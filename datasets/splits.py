@@ -219,11 +219,20 @@ def subsample_classes(*items, subsample):
     from 0 again. UserError for any other `subsample`, and where one of the halves would have a single class: its
     accuracy would be 100% whatever was learned.
     """
-    if subsample not in ("all", "base", "new"):
-        raise UserError(f'DATASET.SUBSAMPLE_CLASSES is "{subsample}": it can be all, base or new')
     if subsample == "all":
         return list(items)
-    labels = sorted({item.label for item in items[0]})
+    renumbered = choose_labels({item.label for item in items[0]}, subsample)
+    kept = []
+    for group in items:
+        kept.append([item._replace(label=renumbered[item.label]) for item in group if item.label in renumbered])
+    return kept
+
+
+def choose_labels(labels, subsample):
+    """{label: its new number} of the base or new ones among the `labels`; errors as in `subsample_classes`."""
+    if subsample not in ("base", "new"):
+        raise UserError(f'DATASET.SUBSAMPLE_CLASSES is "{subsample}": it can be all, base or new')
+    labels = sorted(labels)
     half = math.ceil(len(labels) / 2)
     if len(labels) - half < 2:
         raise UserError(
@@ -232,8 +241,4 @@ def subsample_classes(*items, subsample):
         )
     print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
     chosen = labels[:half] if subsample == "base" else labels[half:]
-    renumbered = {label: new for new, label in enumerate(chosen)}
-    kept = []
-    for group in items:
-        kept.append([item._replace(label=renumbered[item.label]) for item in group if item.label in renumbered])
-    return kept
+    return {label: new for new, label in enumerate(chosen)}
