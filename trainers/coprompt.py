@@ -21,8 +21,8 @@ from clip import clip
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import MissingFile, UserError, read_json
 
-from .frozen import FrozenCLIP, add_options
 from .clip_adapter import Adapter
+from .frozen import FrozenCLIP, add_options
 from .maple import CoupledPrompts
 from .parts.prompts import embed
 
@@ -72,8 +72,9 @@ class CoPrompt(FrozenCLIP):
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        if cfg.DATALOADER.K_TRANSFORMS != 2:
-            raise UserError(f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}: CoPrompt needs 2 views of an image")
+        views = cfg.DATALOADER.K_TRANSFORMS
+        if views != 2:
+            raise UserError(f"DATALOADER.K_TRANSFORMS is {views}: CoPrompt needs 2 views of an image")
 
     def build(self):
         width = self.clip_model.visual.output_dim

@@ -161,9 +161,7 @@ class FrozenCLIP(CLIPTrainer):
         with self.autocast():
             return encode_image(self.clip_model.visual, image, prompts or {}).float()
 
-    def encode_text(
-        self, texts, prompts: dict[int, Tensor] | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+    def encode_text(self, texts, prompts: dict[int, Tensor] | None = None, positions: Tensor | None = None) -> Tensor:
         """Embedded texts -> (C, E); all three as in parts/prompts.py."""
         with self.autocast():
             return encode_text(self.clip_model, texts, prompts or {}, positions).float()

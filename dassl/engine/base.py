@@ -5,7 +5,15 @@ from collections import OrderedDict
 
 import torch
 
-from ..utils import UserError, load_checkpoint, load_weights, resume_from_checkpoint, save_checkpoint, tolist_if_not
+from ..utils import (
+    UserError,
+    complete,
+    load_checkpoint,
+    load_weights,
+    resume_from_checkpoint,
+    save_checkpoint,
+    tolist_if_not,
+)
 from . import checkpoint as ckpt
 
 
@@ -81,12 +89,13 @@ class TrainerBase:
         for name in self.get_model_names():
             path = ckpt.find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
-            if "meta" in checkpoint:  # upstream's have none
-                ckpt.check_meta(path, checkpoint["meta"], ckpt.describe(self))
-            load_weights(self._models[name], checkpoint["state_dict"], path)
-            result = checkpoint.get("val_result")
-            result = "" if result is None else f", val_result={result:.1f}"
-            print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{result})")
+            with complete(path, "choose another --model-dir"):
+                if "meta" in checkpoint:  # upstream's have none
+                    ckpt.check_meta(path, checkpoint["meta"], ckpt.describe(self))
+                load_weights(self._models[name], checkpoint["state_dict"], path)
+                result = checkpoint.get("val_result")
+                result = "" if result is None else f", val_result={result:.1f}"
+                print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{result})")
 
     def resume_model_if_exist(self, directory):
         """Resume every registered model from `<directory>/<name>`; returns the number of finished epochs."""

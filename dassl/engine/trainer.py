@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..data import DataManager
 from ..evaluation import build_evaluator
-from ..utils import AverageMeter, MetricMeter, UserError, mkdir_if_missing
+from ..utils import AverageMeter, MetricMeter, MissingFile, UserError, mkdir_if_missing
 from . import checkpoint as ckpt
 from .base import SummaryWriter, TrainerBase
 from .memory import PeakMemory
@@ -146,19 +146,34 @@ class SimpleTrainer(TrainerBase):
         setattr(self, name, getattr(self, name) + seconds)
 
     def before_train(self):
-        directory = self.cfg.RESUME or self.output_dir
-        self.start_epoch = self._resume(directory)
+        self.start_epoch = self._resume()
         log_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(self.output_dir)
         self.init_writer(log_dir)
         self.time_start = time.time()
 
-    def _resume(self, directory):
-        path = os.path.join(directory, "resume.pt")
-        if not os.path.isfile(path):
-            return self.resume_model_if_exist(directory)
-        print(f"Found checkpoint at {directory} (will resume training)")
-        return ckpt.load_resume(self, path)
+    def _resume(self):
+        """Put everything where the last finished epoch left it; returns the number of finished epochs.
+
+        The folder's own resume.pt decides, then what lies in RESUME. Checkpoints count only where there is no
+        resume.pt: they are upstream's, as a run of ours writes that file first.
+        """
+        for directory in filter(None, (self.output_dir, self.cfg.RESUME)):
+            path = os.path.join(directory, "resume.pt")
+            if os.path.isfile(path) and (epoch := ckpt.load_resume(self, path)):
+                print(f"Found checkpoint at {directory} (will resume training)")
+                return epoch
+        if self.cfg.RESUME:
+            if epoch := self.resume_model_if_exist(self.cfg.RESUME):
+                return epoch
+            raise MissingFile(f'Nothing to resume in "{self.cfg.RESUME}"; name another folder for RESUME, or none')
+        if os.path.isfile(self.resume_path):
+            print("No checkpoint found, train from scratch")  # a run has begun here, but finished no epoch
+            return 0
+        epoch = self.resume_model_if_exist(self.output_dir)
+        if not epoch and self._models:
+            ckpt.begin_resume(self, self.resume_path)
+        return epoch
 
     def after_epoch(self):
         last = self.epoch + 1 == self.max_epoch

@@ -1,5 +1,6 @@
 from .command import Parser, exit_code
-from .errors import MissingFile, UnknownName, UserError
+from .errors import MissingFile, UnknownName, UserError, complete
+from .lock import FolderLock
 from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .reading import BadFile, read_json, read_text, read_yaml
@@ -21,6 +22,7 @@ from .tools import (
 from .torchtools import (
     count_num_param,
     load_checkpoint,
+    load_optimizer,
     load_pretrained_weights,
     load_weights,
     resume_from_checkpoint,
@@ -31,6 +33,7 @@ from .torchtools import (
 __all__ = [
     "AverageMeter",
     "BadFile",
+    "FolderLock",
     "Logger",
     "MetricMeter",
     "MissingFile",
@@ -41,11 +44,13 @@ __all__ = [
     "check_availability",
     "check_isfile",
     "collect_env_info",
+    "complete",
     "count_num_param",
     "exit_code",
     "get_most_similar_str_to_a_from_b",
     "listdir_nohidden",
     "load_checkpoint",
+    "load_optimizer",
     "load_pretrained_weights",
     "load_weights",
     "log_path",

@@ -11,7 +11,7 @@ import torch
 from clip import clip
 from clip.model import CLIP
 from dassl.config import flatten
-from dassl.engine.record import learned_parameters, write_result
+from dassl.engine.result import learned_parameters, write_result
 from dassl.utils import UserError
 
 
@@ -106,7 +106,7 @@ def test_before_training_a_method_is_zero_shot_clip(method, make, random_clip):
 
 
 def test_a_run_leaves_its_numbers(whole):
-    write_result(whole.trainer, "tiny")
+    write_result(whole.trainer)
     row = json.loads((whole.folder / "result.json").read_text())
     assert row["trainer"] == whole.method and row["total"] == 16 and 0 <= row["accuracy"] <= 100
     assert row["learned_parameters"] == (

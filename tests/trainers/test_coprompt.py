@@ -12,7 +12,7 @@ from dassl.utils import MissingFile, UserError
 from trainers.coprompt import read_sentences
 from trainers.frozen import ensemble
 
-OPTS = ["TRAINER.COPROMPT.PROMPT_DEPTH", "2", "TRAINER.COPROMPT.LAMBDA", "3.0"]
+OPTS = ["DATALOADER.K_TRANSFORMS", "2", "TRAINER.COPROMPT.PROMPT_DEPTH", "2", "TRAINER.COPROMPT.LAMBDA", "3.0"]
 
 
 def adapted(adapter, x, share):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from clip import clip
 from dassl.utils import UserError
-from trainers.parts.class_rows import columns
 from trainers.dept import HOSTS
+from trainers.parts.class_rows import columns
 
 SHALLOW = [  # the tiny towers have three blocks
     word

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from clip import clip
-from trainers.prograd import project
 from trainers.parts.prompts import word_vectors
+from trainers.prograd import project
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.8])

@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def keep_probability(
-    num_classes: int, ratio: float, lambda_: float, max_top: int = 0, decay: str = "paper"
-) -> Tensor:
+def keep_probability(num_classes: int, ratio: float, lambda_: float, max_top: int = 0, decay: str = "paper") -> Tensor:
     """Probability that the class of rank 1, 2, ..., C is kept: (C,), fp32, non-increasing (Eq. 7).
 
     `max_top` caps the number of classes kept for sure (0: no cap, as in the paper; the released code has 50).

@@ -54,6 +54,7 @@ class MasterWeights:
     def __init__(self, module: nn.Module, precision: str = "fp32"):
         self.module = module
         self.running = module
+        self.step_in_backward = False  # set by the function of that name
         if precision in WITH_COPIES:
             self.running = copy.deepcopy(module)
             halve(self.running, HALF[precision])
@@ -87,6 +88,7 @@ def step_in_backward(weights: MasterWeights, optimizer: torch.optim.SGD) -> None
     The numbers are those of a step at the end, but the gradients of all weights are never held together.
     `optimizer.step()` then finds no gradient and tells schedulers that a step was made.
     """
+    weights.step_in_backward = True
     running = dict(weights.pairs())
     for index, group in enumerate(optimizer.param_groups):
         for weight in group["params"]:
@@ -109,6 +111,22 @@ def _sgd_step(optimizer: torch.optim.SGD, weight: nn.Parameter, index: int, runn
     sgd([weight], [gradient], buffers, fused=fused, **options)
     if running is not weight:
         running.copy_(weight)
+
+
+def update(
+    loss: Tensor, weights: MasterWeights, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Backward pass and step for a scalar loss. With a scaled loss, a step whose gradients overflow is left out."""
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if weights.step_in_backward:
+        optimizer.step()  # finds no gradient
+        return
+    weights.take_gradients()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    weights.sync()
 
 
 def sample(module: nn.Module) -> list[Tensor]:

@@ -67,9 +67,7 @@ def run_block(block: nn.Module, x: Tensor, attend: Callable, extra: Extra | None
     return x + block.mlp(norm(block.ln_2, x))
 
 
-def run_last_block(
-    block: nn.Module, x: Tensor, pooled: Tensor, attend: Callable, extra: Extra | None = None
-) -> Tensor:
+def run_last_block(block: nn.Module, x: Tensor, pooled: Tensor, attend: Callable, extra: Extra | None = None) -> Tensor:
     """The block's output for the rows `pooled` (N,) alone: rows x (T, D) -> (N, D)."""
     attn = block.attn
     y = norm(block.ln_1, x)
@@ -94,9 +92,7 @@ def embed_images(visual: nn.Module, image: Tensor) -> Tensor:
     return norm(visual.ln_pre, torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches))
 
 
-def run_images(
-    blocks: Sequence[nn.Module], x: Tensor, pool: bool, extras: Sequence[Extra] | None = None
-) -> Tensor:
+def run_images(blocks: Sequence[nn.Module], x: Tensor, pool: bool, extras: Sequence[Extra] | None = None) -> Tensor:
     """x (N, L, D) through `blocks` -> (N, L, D), or with `pool` the class token's (N, 1, D)."""
     number, length = x.shape[:2]
 
@@ -133,10 +129,10 @@ def in_microbatches(function: Callable[[Tensor], Tensor], image: Tensor) -> Tens
 class ClassTexts(NamedTuple):
     """The class texts in front of some block, each of their tokens once.
 
-            prefix (P, D)        own (C, S, D)
-        a photo of a        |   cat . <end>
-                            |   guinea pig . <end>
-                            |   ox . <end>
+        prefix (P, D)        own (C, S, D)
+    a photo of a        |   cat . <end>
+                        |   guinea pig . <end>
+                        |   ox . <end>
     """
 
     prefix: Tensor  # (P, D), the beginning that all texts share

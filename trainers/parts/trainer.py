@@ -35,7 +35,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from .cache import FeatureCache
 from .compat import OUR_DASSL, UserError, load_clip, load_from_fork
 from .offload import Offload
-from .precision import HALF, MasterWeights, autocast, can_step_in_backward, halve, step_in_backward
+from .precision import HALF, MasterWeights, autocast, can_step_in_backward, halve, step_in_backward, update
 from .towers import in_microbatches
 
 
@@ -110,8 +110,7 @@ class CLIPTrainer(TrainerX):
         scaled = self.precision in self.scaled or (self.precision == "amp" and self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         wanted = self.fine_tunes_clip and self.cfg.TRAIN.get("STEP_IN_BACKWARD", True)
-        self.steps_in_backward = wanted and not scaled and can_step_in_backward(self.optim)
-        if self.steps_in_backward:
+        if wanted and not scaled and can_step_in_backward(self.optim):
             step_in_backward(self.weights, self.optim)
         number, total = (sum(p.numel() for p in module.parameters()) for module in (learned, self.clip_model))
         print(f"Learned parameters: {number:,} {'of' if self.fine_tunes_clip else 'beside'} {total:,}")
@@ -174,18 +173,8 @@ class CLIPTrainer(TrainerX):
         return tuple(batch[key].to(self.device, non_blocking=True) for key in (key, "label"))
 
     def update(self, terms: dict[str, Tensor]) -> None:
-        """Backward pass and step for the sum of `terms`. With a scaled loss, a step that overflows is left out."""
-        loss = sum(terms.values())
-        if self.steps_in_backward:
-            loss.backward()
-            self.optim.step()  # finds no gradient: tells schedulers that a step was made
-            return
-        self.model_zero_grad()
-        self.scaler.scale(loss).backward()
-        self.weights.take_gradients()
-        self.scaler.step(self.optim)
-        self.scaler.update()
-        self.weights.sync()
+        """Backward pass and step for the sum of `terms`."""
+        update(sum(terms.values()), self.weights, self.optim, self.scaler)
 
     def finish_step(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> dict:
         """Check the loss, update, step the schedule when it is time; -> the numbers that the log shows.

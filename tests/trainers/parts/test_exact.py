@@ -19,10 +19,9 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from trainers import skip_tuning
 from trainers.parts.cskip import keep_probability, masked_cross_entropy, sample_classes
 from trainers.parts.lskip import DeepImage, DeepText, shallow_image, shallow_text
-from trainers.parts.precision import MasterWeights, can_step_in_backward, step_in_backward
+from trainers.parts.precision import MasterWeights, can_step_in_backward, step_in_backward, update
 
 DEPTH, WORDS = 2, 32
-CPU = torch.device("cpu")
 
 
 def assert_equal(found, expected, what="", error=1e-5):
@@ -156,7 +155,7 @@ def test_an_epoch_equals_as_many_plain_steps(make_trainer, random_clip):
     for number, batch in enumerate(trainer.train_loader_x):
         trainer.batch_idx = number
         loss = trainer.forward_backward(batch)["loss"]
-        assert loss.item() == pytest.approx(reference(batch["img"].transpose(0, 1), batch["label"]), rel=1e-4)
+        assert loss.item() == pytest.approx(reference(batch["features"].transpose(0, 1), batch["label"]), rel=1e-4)
     assert number == 7
     expected, found = dict(random_clip.named_parameters()), dict(trainer.clip_model.named_parameters())
     for name, value in before.items():
@@ -223,16 +222,14 @@ class Run:
         rest = [*others, self.deep.proj, *self.deep.ln_post.parameters()]
         self.optimizer = build_optimizer([{"params": [first]}, {"params": rest, "lr": 0.2}], optim)
         self.scheduler = build_lr_scheduler(self.optimizer, optim)
-        self.learner = Learner(self.deep, self.optimizer, "fp32", CPU) if in_backward else None
+        self.weights = MasterWeights(self.deep)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        if in_backward and can_step_in_backward(self.optimizer):
+            step_in_backward(self.weights, self.optimizer)
 
     def step(self, v):
         loss = F.normalize(self.deep(v), dim=-1).cos().sum()
-        if self.learner:
-            self.learner.update(loss)
-        else:
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        update(loss, self.weights, self.optimizer, self.scaler)
         self.scheduler.step()
 
     def state(self):
@@ -264,7 +261,7 @@ def assert_same_bytes(one, other):
 )
 def test_updates_inside_the_backward_pass_give_the_bytes_of_steps_behind_it(random_clip, options):
     ours, theirs = (Run(random_clip.visual, in_backward, LR=0.5, **options) for in_backward in (True, False))
-    assert ours.learner.in_backward
+    assert ours.weights.step_in_backward
     before = copy.deepcopy(ours.deep)
     for step in range(5):
         v = torch.randn(3, 5, 128)
@@ -312,7 +309,7 @@ def test_updates_inside_the_backward_pass_agree_with_pytorchs_own_sgd(random_cli
 def test_no_two_gradients_are_held_at_once(random_clip):
     run, held = Run(random_clip.visual, True), []
     parameters = list(run.deep.parameters())
-    for p in parameters:  # called behind the learner's own hook
+    for p in parameters:  # called behind the step's own hook
         p.register_post_accumulate_grad_hook(lambda _: held.append(sum(q.grad is not None for q in parameters)))
     run.step(torch.randn(3, 5, 128))
     assert held == [0] * len(parameters)
@@ -321,7 +318,7 @@ def test_no_two_gradients_are_held_at_once(random_clip):
 @pytest.mark.parametrize("options", [{"SGD_DAMPNING": 0.1}, {"NAME": "adam"}])
 def test_other_optimizers_step_behind_the_backward_pass(random_clip, options):
     ours, theirs = (Run(random_clip.visual, in_backward, LR=0.01, **options) for in_backward in (True, False))
-    assert not ours.learner.in_backward
+    assert not ours.weights.step_in_backward
     for _ in range(3):
         v = torch.randn(3, 5, 128)
         ours.step(v)

@@ -10,7 +10,17 @@ from dassl.config import get_cfg_default
 from dassl.engine.checkpoint import save_resume
 from dassl.optim import build_optimizer
 from trainers.parts.lskip import DeepImage
-from trainers.parts.precision import PRECISIONS, SAMPLE, Learner, halve, moved_share, sample
+from trainers.parts.precision import (
+    SAMPLE,
+    MasterWeights,
+    can_step_in_backward,
+    halve,
+    moved_share,
+    sample,
+    step_in_backward,
+    update,
+)
+from trainers.skip_tuning import SkipTuning
 
 CPU = torch.device("cpu")
 RUNNING = {
@@ -30,11 +40,21 @@ def make_optimizer(module, name="sgd", **options):
     return build_optimizer(module, optim)
 
 
-def make_learner(module, precision, name="sgd", **options):
-    """As the trainer makes it: for pure fp16 the weights themselves are halved first."""
-    if precision == "fp16":
-        halve(module, torch.float16)
-    return Learner(module, make_optimizer(module, name, **options), precision, CPU)
+class Learner:
+    """What the trainer puts together: for pure fp16 the weights themselves are halved first."""
+
+    def __init__(self, module, precision, name="sgd", **options):
+        if precision == "fp16":
+            halve(module, torch.float16)
+        self.optimizer = make_optimizer(module, name, **options)
+        self.weights = MasterWeights(module, precision)
+        self.running = self.weights.running
+        self.scaler = torch.amp.GradScaler("cpu", enabled=precision in SCALED)
+        if precision not in SCALED and can_step_in_backward(self.optimizer):
+            step_in_backward(self.weights, self.optimizer)
+
+    def update(self, loss):
+        update(loss, self.weights, self.optimizer, self.scaler)
 
 
 def one_weight(value):
@@ -55,7 +75,7 @@ def deep(random_clip):
 
 
 def test_these_are_all_precisions():
-    assert set(PRECISIONS) == {"auto", *RUNNING}
+    assert set(SkipTuning.precisions) == {"auto", *RUNNING}
 
 
 # What runs -------------------------------------------------------------------------------------------
@@ -63,12 +83,12 @@ def test_these_are_all_precisions():
 
 @pytest.mark.parametrize("precision", RUNNING)
 def test_matrices_run_in_half_precision_and_norms_in_fp32(deep, precision):
-    learner = make_learner(deep, precision)
+    learner = Learner(deep, precision)
     norms = {name for name, _ in deep.named_parameters() if "ln_" in name}
     assert norms
     for name, p in learner.running.named_parameters():
         assert p.dtype == (torch.float32 if name in norms else RUNNING[precision]), name
-    masters = {p.dtype for p in learner.deep.parameters()}
+    masters = {p.dtype for p in learner.weights.module.parameters()}
     assert masters == ({torch.float32, torch.float16} if precision == "fp16" else {torch.float32})
     assert (learner.running is deep) == (precision in ("fp32", "amp", "fp16"))
 
@@ -78,28 +98,28 @@ def test_matrices_run_in_half_precision_and_norms_in_fp32(deep, precision):
     [*((precision, "sgd") for precision in RUNNING), ("bf16", "adamw"), ("fp16_master", "adamw")],
 )
 def test_running_copies_are_the_rounded_weights_after_every_step(deep, precision, optimizer):
-    learner = make_learner(deep, precision, optimizer, LR=0.01)
+    learner = Learner(deep, precision, optimizer, LR=0.01)
     dtype = next(p.dtype for n, p in learner.running.named_parameters() if n == "proj")
     for _ in range(3):
         before = [p.detach().clone() for p in deep.parameters()]
         learner.update(learner.running(torch.randn(2, 5, 128).to(dtype)).float().square().mean())
         assert any(not torch.equal(p, q) for p, q in zip(deep.parameters(), before, strict=True))
-        for weight, running in learner.pairs():
+        for weight, running in learner.weights.pairs():
             assert torch.equal(running, weight.to(running.dtype))
             assert weight.grad is None and running.grad is None
 
 
 def test_copies_follow_weights_that_were_loaded(deep):
-    learner, other = make_learner(deep, "bf16"), {k: v + 1 for k, v in deep.state_dict().items()}
+    learner, other = Learner(deep, "bf16"), {k: v + 1 for k, v in deep.state_dict().items()}
     deep.load_state_dict(other)
-    learner.follow()
+    learner.weights.sync()
     for name, p in learner.running.named_parameters():
         assert torch.equal(p, other[name].to(p.dtype))
 
 
 def test_halving_leaves_norms_scalars_and_exceptions(random_clip):
     learned = list(random_clip.visual.transformer.resblocks[2].parameters())
-    halve(random_clip, torch.bfloat16, but=learned)
+    halve(random_clip, torch.bfloat16, keep=learned)
     kept = {name for name, p in random_clip.named_parameters() if p.dtype == torch.float32}
     assert "logit_scale" in kept and "visual.ln_pre.weight" in kept and "ln_final.bias" in kept
     assert {name for name in kept if ".2." not in name and "ln_" not in name} == {"logit_scale"}
@@ -116,7 +136,7 @@ PLAIN = {"MOMENTUM": 0.0, "WEIGHT_DECAY": 0.0}
 def test_an_update_below_half_a_unit_in_the_last_place_is_lost_in_fp16_alone(precision):
     """0.4 units, ten times: 4 units, or nothing at all, as in the released code."""
     module = one_weight(1.5)
-    learner = make_learner(module, precision, LR=1.0, **PLAIN)
+    learner = Learner(module, precision, LR=1.0, **PLAIN)
     for _ in range(10):
         push(learner, 0.4 * ULP)
     kept = 1.5 if precision == "fp16" else 1.5 - 4 * ULP
@@ -125,7 +145,7 @@ def test_an_update_below_half_a_unit_in_the_last_place_is_lost_in_fp16_alone(pre
 
 def test_an_update_above_half_a_unit_moves_fp16_by_a_whole_one():
     module = one_weight(1.5)
-    push(make_learner(module, "fp16", LR=1.0, **PLAIN), 0.6 * ULP)
+    push(Learner(module, "fp16", LR=1.0, **PLAIN), 0.6 * ULP)
     assert module.weight.item() == 1.5 - ULP
 
 
@@ -137,7 +157,7 @@ def test_weights_are_updated_as_pytorch_would_by_the_same_gradients(precision, n
     """The gradients are powers of two, so that no type rounds them."""
     module = nn.Linear(3, 2)
     expected = copy.deepcopy(module)
-    learner, optimizer = make_learner(module, precision, name, **options), make_optimizer(expected, name, **options)
+    learner, optimizer = Learner(module, precision, name, **options), make_optimizer(expected, name, **options)
     for gradient in (0.5, 0.25, -0.5, 0.125):
         push(learner, gradient)
         for p in expected.parameters():
@@ -145,12 +165,12 @@ def test_weights_are_updated_as_pytorch_would_by_the_same_gradients(precision, n
         optimizer.step()
     for found, wanted in zip(module.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
-    assert learner.in_backward == (name == "sgd" and not options and precision not in SCALED)
+    assert learner.weights.step_in_backward == (name == "sgd" and not options and precision not in SCALED)
 
 
 def test_pure_fp16_steps_as_pytorchs_sgd_on_fp16_weights():
     module = nn.Linear(5, 4)
-    learner, expected = make_learner(module, "fp16"), copy.deepcopy(module)
+    learner, expected = Learner(module, "fp16"), copy.deepcopy(module)
     optimizer = torch.optim.SGD(expected.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, foreach=False)
     for _ in range(4):
         x = torch.randn(3, 5).half()
@@ -168,7 +188,7 @@ def test_pure_fp16_steps_as_pytorchs_sgd_on_fp16_weights():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_step_whose_gradients_overflow_is_left_out_and_lowers_the_scale(optimizer):
     module = one_weight(1.5)
-    learner = make_learner(module, "fp16_master", optimizer, LR=0.5, WEIGHT_DECAY=0.0)
+    learner = Learner(module, "fp16_master", optimizer, LR=0.5, WEIGHT_DECAY=0.0)
     scale = learner.scaler.get_scale()
     push(learner, 4.0)  # times 65536: more than fp16 holds
     assert module.weight.item() == 1.5 and learner.scaler.get_scale() == scale / 2
@@ -182,14 +202,16 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_lowers_the_scale(optimi
 def test_gradients_too_small_for_fp16_are_kept_by_the_scale():
     """2^-26 is below fp16's smallest number."""
     module, bare = one_weight(0.0), one_weight(0.0)
-    push(make_learner(module, "fp16_master", LR=1.0, **PLAIN), 2.0**-26)
-    push(make_learner(bare, "fp16", LR=1.0, **PLAIN), 2.0**-26)
+    push(Learner(module, "fp16_master", LR=1.0, **PLAIN), 2.0**-26)
+    push(Learner(bare, "fp16", LR=1.0, **PLAIN), 2.0**-26)
     assert module.weight.item() == -(2.0**-26) and bare.weight.item() == 0
 
 
 @pytest.mark.parametrize("precision", RUNNING)
-def test_only_half_gradients_that_are_not_lost_anyway_are_scaled(precision):
-    assert (make_learner(one_weight(1.0), precision).scaler is not None) == (precision in SCALED)
+def test_only_half_gradients_that_are_not_lost_anyway_are_scaled(precision, make_trainer):
+    """By the trainer, on a CPU."""
+    trainer = make_trainer("SkipTuning", "TRAINER.SKIPTUNING.PREC", precision)
+    assert trainer.scaler.is_enabled() == (precision in SCALED)
 
 
 # The share that moved --------------------------------------------------------------------------------

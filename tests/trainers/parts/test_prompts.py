@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from clip import clip
 from dassl.config import Config
 from dassl.utils import UserError
-from trainers.parts.prompts import Context, embed, encode_image, encode_text, template, word_vectors
+from trainers.frozen import template
+from trainers.parts.prompts import Context, embed, encode_image, encode_text, word_vectors
 
 NAMES = ["dog", "a very long name", "red box", "cat"]
 
