@@ -62,7 +62,7 @@ def read_image(path):
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except FileNotFoundError as error:
-        raise MissingFile(f'No image at "{path}"; DATASETS.md says where each file belongs') from error
+        raise MissingFile(f'No image at "{path}"; docs/DATASETS.md says where each file belongs') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f'Cannot read the image "{path}" ({reason}); copy or download it again') from error
