@@ -11,7 +11,7 @@ import torch
 from dassl.data import ClassNames, DataManager
 from dassl.engine import TRAINER_REGISTRY, SimpleNet, TrainerX, TrainerXU, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
-from dassl.engine.record import split_hash, write_result
+from dassl.engine.result import images_hash, write_result
 from dassl.engine.trainer import AverageMeter, MetricMeter, SummaryWriter  # noqa: F401 (forks take them here)
 from dassl.modeling import build_backbone
 from dassl.utils import UserError
@@ -211,26 +211,30 @@ def test_result_json_holds_every_key_and_ends_the_run(cfg):
     trainer.train()
     trainer.model.bias.requires_grad_(False)
     assert os.path.exists(f"{cfg.OUTPUT_DIR}/resume.pt")
-    write_result(trainer, config="vit_b16")
+    write_result(trainer, ["configs/base/vit_b16.yaml", "over/few_shot.yaml"])
     assert not os.path.exists(f"{cfg.OUTPUT_DIR}/resume.pt")
     result = json.loads(Path(cfg.OUTPUT_DIR, "result.json").read_text())
-    keys = "trainer dataset subsample shots seed backbone classnames config accuracy macro_f1 correct total split_hash"
-    assert list(result) == [*keys.split(), "seconds", "peak_memory_mb", "learned_parameters", "versions"]
+    keys = (
+        "protocol preset trainer dataset subsample shots seed backbone classnames config config_files tested accuracy"
+        " macro_f1 correct total split images epochs workers seconds peak_memory_mb peak_rss_mb learned_parameters"
+        " versions"
+    )
+    assert list(result) == keys.split()
     assert result["accuracy"] == 100 * result["correct"] / result["total"] and result["total"] == 12
-    assert result["learned_parameters"] == 3 * 768 and result["config"] == "vit_b16"
+    assert result["learned_parameters"] == 3 * 768 and result["config"] == "few_shot"
     assert result["seconds"]["train"] > 0 and result["seconds"]["test"] > 0 and result["seconds"]["extract"] == 0
     assert set(result["versions"]) == {"python", "torch", "torchvision", "numpy"}
 
 
-def test_the_split_hash_is_of_relative_paths_labels_and_names(cfg, tmp_path):
+def test_the_images_hash_is_of_relative_paths_labels_and_names(cfg, tmp_path):
     dataset = DataManager(cfg).dataset
-    first = split_hash(dataset, cfg.DATASET.ROOT)
+    first = images_hash(dataset, cfg.DATASET.ROOT)
     (tmp_path / "data").rename(tmp_path / "moved")
     cfg.DATASET.ROOT = str(tmp_path / "moved")
     moved = DataManager(cfg).dataset
-    assert split_hash(moved, cfg.DATASET.ROOT) == first
+    assert images_hash(moved, cfg.DATASET.ROOT) == first
     moved.train_x[0]._label = 1
-    assert split_hash(moved, cfg.DATASET.ROOT) != first
+    assert images_hash(moved, cfg.DATASET.ROOT) != first
 
 
 def test_extraction_is_a_clock_of_its_own(cfg, monkeypatch):
