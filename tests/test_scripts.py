@@ -493,3 +493,33 @@ def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
     before = len(shell.calls)
     shell("compare.sh", "eurosat", SEEDS="1")
     assert len(shell.calls) == before + 1
+
+
+def listed(shell, *args, **env):
+    done = shell("list.sh", *args, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_list_prints_a_line_for_each_run_that_does_what_the_scripts_do(shell):
+    settings = {"TRAINERS": "CoOp ZeroshotCLIP", "PRESETS": "recommended matched", "SEEDS": "1 2"}
+    lines = listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'")
+    assert len(lines) == 3 * 2 * 2 and shell.calls == []  # nothing to match for ZeroshotCLIP
+    assert shell.command("bash", "-c", lines[0], OUTPUT="", DATA="").returncode == 0
+    train, test = shell.calls
+    folder = "base2new/train_base/emoji/shots_5/CoOp/embedded/seed1"
+    expected = command("emoji", 1, "embedded overlays/base2new", folder, "base", trainer="CoOp", shots=5)
+    assert train == f"{expected} DATASET.TEMPLATE it is {{}}"
+    assert "--eval-only" in test and "test_new/emoji/" in test
+    assert listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'") == lines[1:]
+
+
+def test_list_has_the_papers_datasets_and_shots_by_default(shell):
+    assert len(listed(shell, "base2new", SEEDS="1")) == 11
+    lines = listed(shell, "few_shot", SEEDS="1")
+    assert len(lines) == 11 * 5 and lines[11].endswith("few_shot.sh imagenet 1 2")
+    (line,) = listed(shell, "xd", SEEDS="3")
+    assert line.count("xd_test.sh") == 14 and line.index("xd_train.sh 3 &&") < line.index("xd_test.sh caltech101 3")
+    assert (
+        shell("list.sh", "fewshot").stderr == "Error: there is no protocol fewshot; choose base2new, few_shot or xd\n"
+    )
