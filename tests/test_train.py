@@ -438,7 +438,7 @@ def test_load_trainer_gives_the_logits_of_the_run_without_a_dataset(finished, te
 
 def test_load_trainer_wants_a_finished_run(finished, tmp_path):
     with pytest.raises(UserError, match=f"do you mean {finished}"):
-        train.load_trainer(finished.parent / ".." / finished.parent.name)
+        train.load_trainer(finished.parent)
     with pytest.raises(UserError, match="name the output folder"):
         train.load_trainer(tmp_path)
     shutil.copy(finished / "config.yaml", tmp_path)
