@@ -90,7 +90,7 @@ def probabilities(run, tmp_path):
         file = tmp_path / "found.json"
         done = run("--model-dir", model_dir, "--json", file, "--force", "--top", 99, *argv)
         assert done.code == 0, done.err
-        rows = json.loads(file.read_text())["pictures"]
+        rows = json.loads(file.read_text())["images"]
         return {row["path"]: {each["class"]: each["probability"] for each in row["classes"]} for row in rows}
 
     return probabilities
@@ -129,7 +129,7 @@ def test_probabilities_are_the_softmax_of_what_the_trainer_infers(trainer, train
     found = probabilities(folder, place / "pics/ant", "--batch-size", 4)
     assert list(found) == [f"{place}/pics/ant/{i}.png" for i in range(6)]
     cfg = configuration(folder)
-    model = build_trainer(cfg)
+    model = build_trainer(cfg)  # with its dataset
     model.load_model(str(folder))
     model.test()
     with torch.no_grad():
@@ -219,14 +219,14 @@ def test_csv_and_json_hold_the_same_rows(trained, run, place, tmp_path):
     files = tmp_path / "new/found.csv", tmp_path / "found.json"
     pictures = place / "pics/ant", place / "pics/zebra/0.png"
     done = run("--model-dir", trained("SkipTuning"), *pictures, "--top", 2, "--csv", files[0], "--json", files[1])
-    assert done.code == 0 and done.out == f"7 pictures: {files[0]} and {files[1]}\n"
+    assert done.code == 0 and done.out == f"7 images: {files[0]} and {files[1]}\n"
     with open(files[0], newline="") as file:
         rows = list(csv.DictReader(file))
     written = json.loads(files[1].read_text())
     assert list(rows[0]) == ["path", "rank", "class", "probability"] and len(rows) == 14
     assert [row["rank"] for row in rows] == ["1", "2"] * 7
     assert [(row["path"], row["class"], float(row["probability"])) for row in rows] == [
-        (each["path"], best["class"], best["probability"]) for each in written["pictures"] for best in each["classes"]
+        (each["path"], best["class"], best["probability"]) for each in written["images"] for best in each["classes"]
     ]
     assert written["unreadable"] == [] and written["model_dir"] == str(trained("SkipTuning"))
 
@@ -275,10 +275,10 @@ def test_broken_pictures_are_named_and_skipped_and_the_exit_code_says_so(trained
     done = run("--model-dir", trained("SkipTuning"), tmp_path / "mine", "--json", file)
     written = json.loads(file.read_text())
     assert done.code == 1 and f'Cannot read the image "{tmp_path}/mine/broken.jpg"' in done.err
-    assert [each["path"] for each in written["pictures"]] == [f"{tmp_path}/mine/good.PNG"]
+    assert [each["path"] for each in written["images"]] == [f"{tmp_path}/mine/good.PNG"]
     assert written["unreadable"] == [f"{tmp_path}/mine/broken.jpg"]
     done = run("--model-dir", trained("SkipTuning"), tmp_path / "mine/broken.jpg", "--csv", tmp_path / "found.csv")
-    assert done.code == 1 and "None of the pictures can be read" in done.err
+    assert done.code == 1 and "None of the images can be read" in done.err
     assert not (tmp_path / "found.csv").exists()
 
 
@@ -304,11 +304,11 @@ def fails(trained, run, place, tmp_path):
         (["--top", "0"], "argument --top: 0 is not a whole number from 1; see python predict.py --help"),
         (["--batch-size", "many"], "argument --batch-size: many is not a whole number"),
         (["--shots", "2"], "--shots"),
-        (["--template", "a photo"], "--template 'a photo' needs {} where the class name goes"),
-        (["nowhere.jpg"], "No pictures at nowhere.jpg"),
-        (["nowhere/**/*.jpg"], "No pictures at nowhere/**/*.jpg"),
-        (["--classes", "nowhere.txt"], "Can't read nowhere.txt"),
-        (["--classes", "nowhere.yaml"], "No file with class names at nowhere.yaml"),
+        (["--template", "a photo"], "--template is 'a photo': it needs {} where the class name goes"),
+        (["nowhere.jpg"], "No images at nowhere.jpg"),
+        (["nowhere/**/*.jpg"], "No images at nowhere/**/*.jpg"),
+        (["--classes", "nowhere.txt"], 'No file at "nowhere.txt"'),
+        (["--classes", "nowhere.yaml"], 'No file at "nowhere.yaml"'),
         (["--device", "cuda"], "finds no CUDA device"),
     ],
 )
@@ -325,7 +325,7 @@ def test_class_names_must_be_two_or_more_and_different(text, count, fails, tmp_p
 
 def test_a_folder_without_pictures_is_named(fails, tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert f"No pictures at {tmp_path}" in fails(tmp_path)
+    assert f"No images at {tmp_path}" in fails(tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_refused_and_the_run_below_it_suggested(fails, trained, tmp_path):
