@@ -1,32 +1,32 @@
 """Train and test one method on one dataset: command line -> configuration -> trainer -> result.json."""
 
 import argparse
-import json
 import os
 import random
 import sys
-import traceback
 from pathlib import Path
 
 import torch
-import yaml
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers
-from dassl.config import Config, config_diff, flatten, get_cfg_default, resolve
+from dassl.config import Config, check_ranges, config_diff, flatten, get_cfg_default, resolve
 from dassl.data import ClassNames
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
-from dassl.engine.record import write_result
+from dassl.engine.result import write_result
 from dassl.utils import (
+    Logger,
     MissingFile,
     Parser,
     UserError,
+    exit_code,
+    log_path,
     nearest,
     read_json,
+    read_yaml,
     set_random_seed,
-    setup_logger,
     write_atomic,
 )
 
@@ -134,6 +134,7 @@ def merge(files, pairs, device="auto"):
     for key, value in flatten(cfg).items():
         if isinstance(value, str) and value.startswith("~"):
             cfg.merge_from_list([key, os.path.expanduser(value)])
+    check_ranges(cfg)
     if cfg.SEED < 0:
         cfg.SEED = drawn_seed(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -143,14 +144,11 @@ def merge(files, pairs, device="auto"):
 def drawn_seed(folder):
     """What SEED -1 means: the seed of the run that `folder` holds, so that this can go on, else a random one."""
     record = Path(folder, "config.yaml")
-    if record.is_file():
-        try:
-            stored = yaml.safe_load(record.read_text(encoding="utf-8")).get("SEED")
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-            raise UserError(f"{record} is no record of a run; choose another --output-dir") from error
-        if isinstance(stored, int) and stored >= 0:
-            return stored
-    return random.SystemRandom().randrange(2**31)
+    stored = read_yaml(record) if record.is_file() else {}
+    if not isinstance(stored, dict):
+        raise UserError(f"{record} is no record of a run; choose another --output-dir")
+    seed = stored.get("SEED", -1)
+    return seed if seed >= 0 else random.SystemRandom().randrange(2**31)
 
 
 def existing(path):
@@ -189,8 +187,9 @@ def check_folders(cfg):
             raise UserError("--model-dir is for tests; add --eval-only, or --resume to go on with a training")
         if cfg.EVAL.EPOCH is not None:
             raise UserError("--load-epoch is for tests; add --eval-only and --model-dir")
-    if cfg.RESUME and not Path(cfg.RESUME).is_dir():
-        raise MissingFile(f"No folder {cfg.RESUME} to resume from; correct --resume, or leave it out to start anew")
+    folder = Path(cfg.RESUME)
+    if cfg.RESUME and not [*folder.glob("resume.pt"), *folder.glob("*/checkpoint")]:
+        raise MissingFile(f"Nothing to resume from in {folder}; correct --resume, or leave it out to start anew")
 
 
 def claim(cfg):
@@ -213,13 +212,12 @@ def claim(cfg):
 
 def announce(path):
     """One line about a result that was there before."""
-    accuracy = json.loads(path.read_text())["accuracy"]
+    accuracy = read_json(path)["accuracy"]
     print(f"Finished before: {path}" + ("" if accuracy is None else f", accuracy: {accuracy:.1f}%"))
 
 
 def run(args, cfg, defaults):
-    """One run, from log.txt to result.json."""
-    setup_logger(cfg.OUTPUT_DIR)
+    """One run, to result.json."""
     print(f"Settings that are not the defaults:\n{config_diff(cfg, defaults)}")
     print(f"Setting fixed seed: {cfg.SEED}")
     set_random_seed(cfg.SEED)
@@ -234,7 +232,7 @@ def run(args, cfg, defaults):
         return
     else:
         trainer.train()
-    write_result(trainer, config=Path(args.config_file[-1]).stem if args.config_file else "")
+    write_result(trainer, args.config_file)
 
 
 def load_trainer(folder, classnames=None, device="auto", options=()):
@@ -272,29 +270,18 @@ def start(argv):
     if claim(cfg):
         announce(Path(cfg.OUTPUT_DIR) / "result.json")
     else:
-        run(args, cfg, defaults)
+        with Logger(log_path(cfg.OUTPUT_DIR)):
+            run(args, cfg, defaults)
 
 
 def main(argv=None):
     """Exit code: 0 when done, 1 after an error, 130 after Ctrl-C."""
-    console = sys.stdout  # setup_logger puts another in its place
-    try:
-        start(argv)
-        return 0
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on after the last finished epoch", file=sys.stderr)
-        return 130
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error}; once that is put right, the same command goes on"
-    except Exception as error:
-        traceback.print_exc(file=sys.stdout)  # goes to log.txt too
-        message = f"unexpected {type(error).__name__}: {error}"
-    finally:
-        sys.stdout = console
-    print("Error:", " ".join(message.split()), file=sys.stderr)
-    return 1
+    return exit_code(
+        lambda: start(argv),
+        "the same command goes on after the last finished epoch",
+        after_os_error="once that is put right, the same command goes on",
+        traceback_to=sys.stdout,
+    )
 
 
 if __name__ == "__main__":
