@@ -1,4 +1,4 @@
-"""What the tests of fetching share."""
+"""What the tests of fetching and of `custom` share."""
 
 import json
 import types
@@ -6,10 +6,12 @@ import types
 import pytest
 
 from datasets import sources
+from datasets.custom import Custom
 from datasets.eurosat import EuroSAT
 from datasets.published import Published
 from datasets.splits import read_split, split_hash
 from tests.datasets.fetching import SPLIT, hashes, under, zipped
+from tests.datasets.own import cfg
 
 
 @pytest.fixture
@@ -36,3 +38,32 @@ def world(server, tmp_path, monkeypatch):
         server=server, archive=archive, entry=eurosat, split_file=split_file, catalogue=catalogue, root=root,
         folder=root / "eurosat",
     )  # fmt: skip
+
+
+@pytest.fixture
+def pics(tmp_path):
+    """The image folder, empty."""
+    folder = tmp_path / "pics"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def build(tmp_path, pics):
+    """build(images=pics, ...): the dataset; what it keeps goes to tmp_path/kept."""
+
+    def build(images=pics, **settings):
+        return Custom(cfg(tmp_path / "kept", images, **settings))
+
+    return build
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """kept(): the path of the split.json that was written."""
+
+    def find():
+        (path,) = (tmp_path / "kept" / "custom").glob("*/split.json")
+        return path
+
+    return find
