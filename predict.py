@@ -142,7 +142,7 @@ def predict(trainer, paths, batch_size):
 
     def load(path):
         try:
-            return transform(read_image(path)), None
+            return transform(read_image(path, exif_transpose=True)), None
         except UserError as error:
             return None, error
 

@@ -9,6 +9,7 @@ import os
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -154,3 +155,37 @@ def test_images_are_taken_in_batches_and_broken_ones_do_not_shift_the_others(tra
     best = dict(zip(captured.out.splitlines()[::2], captured.out.splitlines()[1::2], strict=True))
     assert [best[f"{tmp_path}/{i}.png"].split()[1] for i in (0, 1, 3, 4)] == ["night", "日本語", "日本語", "night"]
     assert "2.png" in captured.err and len(best) == 4
+
+
+def shown(path, trainer):
+    """What the model sees of one image: (3, 8, 8)."""
+    seen = []
+    trainer.logits = lambda images, class_features: seen.append(images) or torch.zeros(len(images), 2)
+    probabilities, broken = predict.predict(trainer, [path], 1)
+    assert probabilities.tolist() == [[0.5, 0.5]] and not broken
+    return seen[0][0]
+
+
+def test_a_photograph_is_turned_as_its_exif_orientation_says(trainer, tmp_path):
+    upright = Image.new("RGB", (8, 8), "white")
+    upright.paste("black", (0, 0, 8, 4))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    assert shown(tmp_path / "photo.png", trainer).equal(shown(tmp_path / "upright.png", trainer))
+
+
+def test_a_transparent_icon_lies_on_white(trainer, tmp_path):
+    icon = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    icon.paste((0, 0, 0, 255), (2, 2, 6, 6))
+    icon.save(tmp_path / "icon.png")
+    pixels = shown(tmp_path / "icon.png", trainer)
+    assert pixels[:, 0, 0].tolist() == [1, 1, 1] and pixels[:, 4, 4].tolist() == [0, 0, 0]
+
+
+def test_gray_of_16_bits_is_scaled_not_clipped(trainer, tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "gray.png")
+    pixels = shown(tmp_path / "gray.png", trainer)
+    assert torch.allclose(pixels[0], torch.from_numpy(ramp / 65535).float(), atol=1 / 255)

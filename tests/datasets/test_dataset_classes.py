@@ -88,6 +88,8 @@ def test_every_config_file_names_a_registered_dataset_and_says_what_it_is():
     for stem, path in files.items():
         assert path.read_text().startswith("# "), stem
         content = yaml.safe_load(path.read_text())
+        if stem == "custom":
+            assert content.pop("INPUT") == {"EXIF_TRANSPOSE": True}
         assert list(content) == ["DATASET"] and list(content["DATASET"]) == ["NAME"], stem
         named[stem] = content["DATASET"]["NAME"]
     assert set(named.values()) == registered | {"Emoji", "Custom"}

@@ -310,10 +310,14 @@ def test_archives_of_any_shape_end_in_the_expected_folders(world, layout):
 
 
 @pytest.mark.parametrize("place", ["EuroSAT_RGB", "2750/2750", "eurosat/2750", "2750-outer/2750"])
-def test_what_the_user_has_unpacked_elsewhere_is_moved_and_not_downloaded(world, place):
+def test_what_the_user_has_unpacked_elsewhere_is_moved_and_not_downloaded(world, place, capsys, monkeypatch):
     for name, content in IMAGES.items():
         (world.folder / place / name).parent.mkdir(parents=True, exist_ok=True)
         (world.folder / place / name).write_bytes(content)
+    monkeypatch.setattr(fetch, "LARGE", 1)  # a question would end the command here
+    assert run(world, "eurosat", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "they are moved, not downloaded" in out and "to download" not in out and "EuroSAT.zip" not in out
     assert run(world, "eurosat") == 0
     assert world.server.ranges("EuroSAT.zip") == []
     assert_complete(world)
