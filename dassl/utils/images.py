@@ -22,7 +22,7 @@ def read_image(path, exif_transpose=False):
     if not os.path.isfile(path):
         if os.path.exists(path):
             raise UserError(f'"{path}" is not a plain file; remove it or name an image')
-        raise MissingFile(f'No image at "{path}"; DATASETS.md says where each file belongs')
+        raise MissingFile(f'No image at "{path}"; docs/DATASETS.md says where each file belongs')
     try:
         image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:
