@@ -27,7 +27,7 @@ def test_class_folders_are_cut_50_20_30_per_class_with_labels_in_the_order_of_th
     assert sorted(used) == sorted(map(str, pics.rglob("*.png")))
 
 
-def test_pictures_are_drawn_by_content_so_names_folders_and_machines_do_not_matter(pics, build, tmp_path):
+def test_images_are_drawn_by_content_so_names_folders_and_machines_do_not_matter(pics, build, tmp_path):
     fill(pics, "cat", "dog")
     digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (pics / "cat").iterdir())
     tested = [Path(item.impath) for item in build().test if item.classname == "cat"]
@@ -70,7 +70,7 @@ def test_a_class_may_be_called_train(pics, build):
     assert build().classnames == ["car", "plane", "train"]
 
 
-def test_a_csv_file_lists_pictures_from_its_folder_and_may_say_the_split(pics, build, tmp_path):
+def test_a_csv_file_lists_images_from_its_folder_and_may_say_the_split(pics, build, tmp_path):
     fill(pics, "a", number=4)
     fill(tmp_path / "elsewhere", "b", number=4)
     rows = [f"a/{i}.png, red fox ,{part}" for i, part in enumerate(("train", "Train", "test", "valid"))]
@@ -100,7 +100,7 @@ def test_nested_folders_links_and_upper_case_extensions_count_hidden_and_other_f
     for path in ("cat/.hidden.png", "cat/._1.png", ".trash/x/1.png", "cat/.thumbs/1.png"):
         make_image(pics / path)
     for path in ("cat/Thumbs.db", "notes.txt", "dog/list.json"):
-        (pics / path).write_text("no picture")
+        (pics / path).write_text("no image")
     dataset = build()
     used = names_of(dataset.train_x + dataset.val + dataset.test, pics)
     assert sorted(used) == [
@@ -109,7 +109,7 @@ def test_nested_folders_links_and_upper_case_extensions_count_hidden_and_other_f
     assert dataset.classnames == ["cat", "dog"]
 
 
-def test_empty_folders_other_files_and_pictures_outside_class_folders_are_left_out_and_named(pics, build, capsys):
+def test_empty_folders_other_files_and_images_outside_class_folders_are_left_out_and_named(pics, build, capsys):
     fill(pics, "cat", "dog")
     (pics / "unsorted").mkdir()
     make_image(pics / "loose.png")
@@ -136,7 +136,7 @@ def test_the_split_is_written_once_in_coops_form_and_read_back_without_decoding(
     assert again.split_hash == first.split_hash
 
 
-def test_nothing_is_written_into_the_folder_with_the_pictures(pics, build, kept):
+def test_nothing_is_written_into_the_folder_with_the_images(pics, build, kept):
     fill(pics, "cat", "dog")
     before = contents(pics)
     build(shots=2)
@@ -144,7 +144,7 @@ def test_nothing_is_written_into_the_folder_with_the_pictures(pics, build, kept)
     assert (kept().parent / "split_fewshot/shot_2-seed_1.json").is_file()
 
 
-def test_the_hash_in_result_json_starts_from_the_folder_with_the_pictures(pics, build):
+def test_the_hash_in_result_json_starts_from_the_folder_with_the_images(pics, build):
     fill(pics, "cat", "dog")
     assert build().dataset_dir == pics
 
@@ -165,7 +165,7 @@ def test_shots_and_seeds_select_from_the_same_split(pics, build):
     assert (base.classnames, new.classnames) == (["cat", "dog"], ["emu", "fox"])
 
 
-def test_new_pictures_and_classes_do_not_change_a_split_until_it_is_deleted(pics, build, kept, capsys):
+def test_new_images_and_classes_do_not_change_a_split_until_it_is_deleted(pics, build, kept, capsys):
     fill(pics, "cat", "dog")
     before = build()
     make_image(pics / "dog/new.png")
@@ -181,7 +181,7 @@ def test_new_pictures_and_classes_do_not_change_a_split_until_it_is_deleted(pics
     assert build().classnames == ["bee", "cat", "dog"]
 
 
-def test_a_picture_that_is_gone_or_moved_to_another_class_stops_the_run(pics, build, kept):
+def test_a_image_that_is_gone_or_moved_to_another_class_stops_the_run(pics, build, kept):
     fill(pics, "cat", "dog")
     build()
     (pics / "cat/3.png").rename(pics / "dog/cat3.png")
@@ -218,7 +218,7 @@ def test_where_nothing_can_be_kept_the_same_split_is_drawn_every_time(pics, buil
     assert [item.impath for item in build(shots=2).train_x] == first
 
 
-# ---- copies, and pictures that do not decode ---------------------------------------------------------------
+# ---- copies, and images that do not decode ---------------------------------------------------------------
 
 
 def test_copies_in_train_and_test_are_reported_every_time(pics, build, kept, capsys):
@@ -234,14 +234,14 @@ def test_copies_in_train_and_test_are_reported_every_time(pics, build, kept, cap
     assert json.loads(kept().read_text())["copies"] == [["test/cat/other name.png", "train/cat/1.png"]]
 
 
-def test_one_picture_in_two_classes_is_reported(pics, build, capsys):
+def test_one_image_in_two_classes_is_reported(pics, build, capsys):
     fill(pics, "cat", "dog")
     shutil.copy(pics / "cat/1.png", pics / "dog/x.png")
     build()
     assert "cat/1.png = dog/x.png" in capsys.readouterr().out
 
 
-def test_a_drawn_split_keeps_the_copies_of_a_picture_together(pics, build, capsys):
+def test_a_drawn_split_keeps_the_copies_of_a_image_together(pics, build, capsys):
     fill(pics, "cat", "dog", number=6)
     for path in list(pics.rglob("*.png")):
         shutil.copy(path, path.with_name(f"copy of {path.name}"))
@@ -252,9 +252,9 @@ def test_a_drawn_split_keeps_the_copies_of_a_picture_together(pics, build, capsy
     assert "more than once" not in capsys.readouterr().out
 
 
-def test_pictures_that_do_not_decode_are_named_and_left_out(pics, build, kept, capsys):
+def test_images_that_do_not_decode_are_named_and_left_out(pics, build, kept, capsys):
     fill(pics, "cat", "dog")
-    (pics / "cat/broken.jpg").write_text("no picture")
+    (pics / "cat/broken.jpg").write_text("no image")
     whole = make_image(pics / "dog/cut.png").read_bytes()
     (pics / "dog/cut.png").write_bytes(whole[: len(whole) // 2])
     dataset = build()

@@ -84,7 +84,7 @@ def test_gray_images_of_16_bits_and_transparent_ones_are_read_as_people_see_them
     assert len(dataset.train_x + dataset.val + dataset.test) == 22
 
 
-# ---- a fault is found before every image is decoded --------------------------------------------------------
+# ---- a problem is found before every image is decoded --------------------------------------------------------
 
 
 def nested_parts(pics):

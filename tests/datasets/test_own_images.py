@@ -1,4 +1,4 @@
-"""What a user gives `custom`: every fault of a folder, a CSV file or a file of names is one line that names it."""
+"""What a user gives `custom`: every problem of a folder, a CSV file or a file of names is one line that names it."""
 
 import os
 import shutil
@@ -80,7 +80,7 @@ def train_and_test_and_another(pics):
         fill(pics / part, "cat", "dog", number=2)
 
 
-def one_picture_of_a_class(pics):
+def one_image_of_a_class(pics):
     fill(pics, "cat", "dog")
     fill(pics, "bee", "ant", number=1)
 
@@ -94,7 +94,7 @@ def only_copies_of_a_class(pics):
 def a_class_that_does_not_decode(pics):
     fill(pics, "cat", "dog", "emu")
     for path in (pics / "dog").iterdir():
-        path.write_text("no picture")
+        path.write_text("no image")
 
 
 def a_class_in_test_only(pics):
@@ -107,13 +107,13 @@ def case_between_train_and_test(pics):
     fill(pics / "test", "Cat", "dog")
 
 
-FAULTS = {
+PROBLEMS = {
     one_class: r"only one class \(cat\), it takes two",
     wrapped_twice: r"only one class \(pics\).*perhaps the one above or below",
     no_class_folders: "no class folders with images .*make one folder per class",
     only_empty_folders: "no class folders with images",
     train_and_test_and_another: r"train and test folders, and others beside them \(extra\)",
-    one_picture_of_a_class: r"2 of 4 classes \(ant, bee\) have only one",
+    one_image_of_a_class: r"2 of 4 classes \(ant, bee\) have only one",
     only_copies_of_a_class: r"1 of 2 classes \(dog\) have only one",
     a_class_that_does_not_decode: "No image of the class 'dog' decodes",
     a_class_in_test_only: r"no training images for 1 of 3 classes \(first: emu\)",
@@ -121,7 +121,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("make, message", FAULTS.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("make, message", PROBLEMS.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_a_folder_that_cannot_be_used_says_why_in_one_line(make, message, pics, build):
     make(pics)
     with pytest.raises(UserError, match=message) as caught:
@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_used_says_why_in_one_line(make, message, pics, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_with_fewer_pictures_than_shots_is_named(pics, build):
+def test_a_class_with_fewer_images_than_shots_is_named(pics, build):
     fill(pics, "cat")
     fill(pics, "dog", number=4)
     with pytest.raises(UserError, match="'dog' has 2 training images, fewer than the 4 shots.*SHOTS=2"):
