@@ -29,6 +29,8 @@ _C.INPUT.COLORJITTER_H = 0.1
 _C.INPUT.RGS_P = 0.2  # randomgrayscale: probability
 _C.INPUT.GB_P = 0.5  # gaussian_blur: probability, kernel size in pixels
 _C.INPUT.GB_K = 21
+_C.INPUT.RANDAUGMENT_N = 2  # randaugment: random operations on an image, and their strength, 0 to 30
+_C.INPUT.RANDAUGMENT_M = 10
 
 _C.DATASET = CN()
 _C.DATASET.ROOT = ""

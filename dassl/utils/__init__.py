@@ -1,5 +1,6 @@
 from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError, complete
+from .files import write_atomic, write_json
 from .lock import FolderLock
 from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
@@ -16,8 +17,6 @@ from .tools import (
     read_image,
     set_random_seed,
     tolist_if_not,
-    write_atomic,
-    write_json,
 )
 from .torchtools import (
     count_num_param,

@@ -1,6 +1,4 @@
-import errno
 import io
-import os
 import sys
 
 import pytest
@@ -28,30 +26,8 @@ from dassl.utils import (
     set_random_seed,
     setup_logger,
     tolist_if_not,
-    write_atomic,
     write_json,
 )
-
-
-def test_a_failed_write_keeps_the_old_file_and_names_it(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "result.json"
-    write_atomic(path, b"old")
-
-    def full_disk(file):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="result.json") as caught:
-        write_atomic(path, full_disk)
-    assert caught.value.errno == errno.ENOSPC
-    assert path.read_bytes() == b"old"
-    assert os.listdir(path.parent) == ["result.json"]
-
-
-def test_written_files_have_the_permissions_of_ordinary_files(tmp_path):
-    write_atomic(tmp_path / "atomic", lambda file: file.write(b"x"))
-    (tmp_path / "ordinary").write_bytes(b"x")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_nearest_finds_the_likeliest_name_whatever_its_case():

@@ -227,9 +227,9 @@ class CLIPTrainer(TrainerX):
     def test(self, split=None, **ignored):
         """ATPrompt passes `is_final`, at which its Dassl would end the process."""
         self.set_model_mode("eval")
-        self.tested = self.class_features()  # once for all images
+        self.tested_features = self.class_features()  # once for all images
         with self.offload.needed():
             return super().test(split)
 
     def model_inference(self, input):
-        return self.logits(input, self.tested)
+        return self.logits(input, self.tested_features)
