@@ -72,7 +72,7 @@ def image_rates(bench, trainers, rounds):
         ("plain", "test"): lambda: deep_image(visual, shallow_image(visual, bench.pixels, 6), 6),
     }
     for name, trainer in trainers.items():
-        trainer.tested = trainer.class_features()
+        trainer.tested_features = trainer.class_features()
         rows[name, "extract"] = lambda trainer=trainer: trainer.encode_shallow(bench.pixels)
         rows[name, "test"] = lambda trainer=trainer: trainer.model_inference(bench.pixels)
     with torch.no_grad():

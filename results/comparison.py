@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from .ablation import ACCURACIES
+from .costs import over
 from .layout import table_text
 from .published import Published
 from .read import read_folder
@@ -67,10 +68,6 @@ def methods(rows: list[Row], presets: tuple[str, ...]) -> dict[str, list[Row]]:
         if row.preset in OWN and row.learned == 0:  # no recipe changes what learns nothing
             found.setdefault(row.trainer, [row])
     return found
-
-
-def over(value: float | None, reference: float | None) -> float | None:
-    return value / reference if value and reference else None
 
 
 def line_of(name: str, row: Row, ours: Row | None, memory: str) -> dict:

@@ -93,9 +93,10 @@ class DePT(FrozenCLIP):
         class_features = self.host.class_features_for(image_features)
         logits = self.host.compare(image_features, class_features)
         terms = self.host.terms(logits, label, image_features, class_features, image)
-        own = class_features[label]  # (B, E), of each image's class
         if class_features.dim() == 3:  # they depend on the image: CoCoOp
-            own = class_features[torch.arange(len(label), device=label.device), label]
+            own = class_features[torch.arange(len(label), device=label.device), label]  # (B, E), of each image's class
+        else:
+            own = class_features[label]
         both = torch.cat([self.learned["text"](own), self.learned["image"](image_features)])  # (2 B, E)
         head = F.cross_entropy(self.learned["head"](both), label.repeat(2))
         share = self.options.LAMBDA

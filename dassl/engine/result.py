@@ -36,14 +36,6 @@ def learned_parameters(trainer):
     return sum(p.numel() for p in learned)
 
 
-def tested_split(trainer):
-    """The split that `trainer.test()` evaluated ("test", "val"); None if there was no test."""
-    if trainer.evaluator.results.get("accuracy") is None:
-        return None
-    split = trainer.cfg.TEST.SPLIT
-    return "test" if split == "val" and trainer.val_loader is None else split
-
-
 def write_result(trainer, config_files=()):
     """Write `<OUTPUT_DIR>/result.json`, which says that the run is finished; the resume file goes.
 
@@ -65,7 +57,7 @@ def write_result(trainer, config_files=()):
         "classnames": list(dataset.classnames),
         "config": Path(config_files[-1]).stem if config_files else "",
         "config_files": [str(path) for path in config_files],
-        "tested": tested_split(trainer),
+        "tested": trainer.tested,
         "accuracy": evaluator.results.get("accuracy"),
         "macro_f1": evaluator.results.get("macro_f1"),
         "correct": evaluator.correct,

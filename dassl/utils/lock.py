@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .errors import UserError
+from .files import is_open_at
 from .reading import read_json
 
 try:
@@ -88,7 +89,7 @@ class FolderLock:
             os.close(descriptor)
             self.path.unlink(missing_ok=True)
             return self._take_substitute()
-        if not _is(self.path, descriptor):  # its owner has removed it meanwhile
+        if not is_open_at(self.path, descriptor):  # its owner has removed it meanwhile
             os.close(descriptor)
             return False
         os.truncate(descriptor, 0)
@@ -127,13 +128,6 @@ def _note(path):
     with suppress(OSError, UserError):
         note = read_json(path)
         return note if isinstance(note, dict) and {"pid", "host", "since", "command"} <= note.keys() else None
-
-
-def _is(path, descriptor):
-    """Whether `path` is still the open file."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    return False
 
 
 def _forget_in_child():

@@ -10,7 +10,7 @@ from collections import Counter
 import torch
 
 from .errors import MissingFile, UserError, complete
-from .tools import write_atomic
+from .files import write_atomic
 
 # What PyTorch's optimizers keep in the shape of the parameter. A fused step trusts it: another shape is a crash.
 _BUFFERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg")

@@ -49,9 +49,9 @@ def test_the_split_that_was_tested_is_named(written, split, images):
 def test_without_validation_images_the_test_split_was_tested(written):
     def without(trainer):
         trainer.val_loader = None
-        trainer.test()
+        trainer.test("val")
 
-    assert written("TEST.SPLIT", "val", change=without)["tested"] == "test"
+    assert written(change=without)["tested"] == "test"
 
 
 def test_no_test_no_split_tested(written):

@@ -87,11 +87,11 @@ def test_dropout_is_on_the_low_rank_input_alone_with_a_mask_for_each_projection(
     assert torch.equal(trainer.image_features(images), trainer.image_features(images))
 
 
-def test_steps_are_counted_by_shots_and_rounded_up_to_epochs(make_trainer):
-    trainer = make_trainer("CLIPLoRA", "TRAINER.CLIPLORA.STEPS", "10", "DATASET.NUM_SHOTS", "2")
+def test_steps_are_counted_by_shots_and_rounded_up_to_epochs(make_trainer, tmp_path):
+    trainer = make_trainer("CLIPLoRA", "OPTIM.STEPS_PER_SHOT", "10", "DATASET.NUM_SHOTS", "2")
     assert trainer.max_epoch == 3 and len(trainer.train_loader_x) == 8  # 20 steps
     assert trainer.sched.T_max == 24
-    assert make_trainer("CLIPLoRA", "OUTPUT_DIR", "other").max_epoch == 2
+    assert make_trainer("CLIPLoRA", "OUTPUT_DIR", str(tmp_path / "other")).max_epoch == 2
 
 
 def test_a_run_leaves_an_adapter_in_pefts_format_that_serves_as_model_dir(make_trainer, tmp_path):

@@ -34,6 +34,7 @@ def plain_terms(trainer, image, label, sentences):
 def test_without_sentences_the_ensemble_stands_in_and_the_log_says_so(make_trainer, random_clip, capsys):
     trainer = make_trainer("CoPrompt", *OPTS)
     image, label = torch.randn(2, 3, 3, 32, 32), torch.tensor([0, 5, 2])
+    trainer.prepare()
     _, terms = trainer.loss(image, label)
     assert "No TRAINER.COPROMPT.SENTENCES: the mean of 60 templates stands in" in capsys.readouterr().out
     prompts = [[prompt.format(name) for name in trainer.classnames] for prompt in ensemble()]
@@ -47,6 +48,7 @@ def test_one_sentence_of_the_same_number_for_each_class_is_drawn_in_each_step(ma
     names = trainer.dm.dataset.classnames  # one with an underscore
     (tmp_path / "sentences.json").write_text(json.dumps(dict(zip(names, texts, strict=True))))
     image, label = torch.randn(2, 3, 3, 32, 32), torch.tensor([0, 5, 2])
+    trainer.prepare()
     expected = []
     for number in range(2):
         features = random_clip.encode_text(clip.tokenize([each[number] for each in texts]))
@@ -56,7 +58,7 @@ def test_one_sentence_of_the_same_number_for_each_class_is_drawn_in_each_step(ma
 
 
 def test_every_image_comes_as_two_different_views(make_trainer):
-    trainer = make_trainer("CoPrompt", *OPTS, "INPUT.TRANSFORMS", '["normalize"]')
+    trainer = make_trainer("CoPrompt", *OPTS, "INPUT.TRANSFORMS", '["randaugment", "normalize"]')
     first, second = next(iter(trainer.train_loader_x))["img"]
     assert first.shape == second.shape == (4, 3, 32, 32) and not torch.equal(first, second)
     (test,) = next(iter(trainer.test_loader))["img"][:1]

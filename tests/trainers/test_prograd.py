@@ -23,7 +23,7 @@ def test_a_step_follows_the_projected_gradient(make_trainer):
     opts = ["OPTIM.LR", "0.1", "OPTIM.MOMENTUM", "0.0", "OPTIM.WEIGHT_DECAY", "0.0"]
     trainer = make_trainer("ProGrad", *opts)
     ctx, features = trainer.learned.ctx, torch.randn(4, 32)
-    teacher = trainer.logits(features, trainer.teacher).softmax(dim=-1)
+    teacher = trainer.compare(features, trainer.teacher).softmax(dim=-1)
     for label in torch.randint(8, (100, 4)):  # the first labels that work against zero-shot CLIP
         logits, terms = trainer.loss(features, label)
         divergence = F.kl_div(logits.log_softmax(dim=-1), teacher, reduction="batchmean")
@@ -43,7 +43,7 @@ def test_the_temperature_divides_the_logits_of_both_and_its_square_scales_the_lo
     trainer = make_trainer("ProGrad", "TRAINER.PROGRAD.T", "2.0")
     features = torch.randn(4, 32)
     logits, terms = trainer.loss(features, torch.tensor([0, 1, 2, 3]))
-    teacher = (trainer.logits(features, trainer.teacher) / 2).softmax(dim=-1)
+    teacher = (trainer.compare(features, trainer.teacher) / 2).softmax(dim=-1)
     expected = -4 * (teacher * (logits / 2).log_softmax(dim=-1)).sum(dim=-1).mean()
     torch.testing.assert_close(terms["kl"], expected)
 

@@ -42,13 +42,14 @@ def test_both_towers_have_vectors_of_their_own(make_trainer, method):
     trainer = make_trainer(method, *opts(method))
     image = torch.randn(3, 3, 32, 32)
     classes, features = prompted(trainer, image)
-    assert_close(trainer.classes(), classes, rtol=1e-3, atol=1e-4)
+    assert_close(trainer.class_features(), classes, rtol=1e-3, atol=1e-4)
     assert_close(trainer.image_features(image), features, rtol=1e-3, atol=1e-4)
 
 
 def test_the_loss_holds_features_and_logits_close_to_frozen_clip(make_trainer, random_clip):
     trainer = make_trainer("PromptSRC", *opts("PromptSRC"))
     image, label = torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 2])
+    trainer.prepare()
     _, terms = trainer.loss(image, label)
     with torch.no_grad():
         g, f = (F.normalize(x, dim=-1) for x in prompted(trainer, image))
