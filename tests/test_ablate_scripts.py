@@ -2,21 +2,11 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.shell import ROOT, STAND_IN
 
-# Records its arguments and "trains" by leaving a result.json; fails where the test says so.
-STAND_IN = """#!/usr/bin/env bash
-echo "$*" >> "$CALLS"
-if [[ -n ${FAIL_ON:-} && "$*" == *$FAIL_ON* ]]; then exit "${FAIL_CODE:-1}"; fi
-while (($#)); do
-  if [ "$1" = --output-dir ]; then mkdir -p "$2" && touch "$2/result.json"; fi
-  shift
-done
-"""
 MEMORY = " TRAIN.MEASURE_MEMORY True"  # stands before what a point changes
 GRIDS = {
     "omega": {value: f"OMEGA {value}" for value in ("0", "2", "4", "6", "8", "10")},

@@ -1,94 +1,22 @@
-"""The command lines that the scripts and the Makefile produce, recorded by a stand-in for Python."""
+"""The command lines that the scripts of the protocols produce, recorded by a stand-in for Python."""
 
-import os
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.shell import ROOT, STAND_IN, VIT, Shell, command
+
 SCRIPTS = sorted(ROOT.glob("scripts/**/*.sh")) + [ROOT / ".ci/run"]
 TARGETS = "caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 TARGETS = TARGETS.split()
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
 
-# Records its arguments, "trains" by leaving a result.json, fails or is interrupted where the test says so.
-STAND_IN = """#!/usr/bin/env bash
-echo "$*" >> "$CALLS"
-if [[ -n ${FAIL_ON:-} && "$*" == *$FAIL_ON* ]]; then echo "Error: said so" >&2; exit "${FAIL_CODE:-1}"; fi
-if [[ "$*" == *"-m venv"* ]]; then mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; fi
-if [ -n "${WAIT:-}" ]; then trap "exit 130" INT; touch "$WAIT"; for i in {1..200}; do sleep 0.1; done; fi
-echo "epoch [1/1] batch [1/1] loss 1.0"
-echo "* accuracy: 50.0%"
-while (($#)); do
-  if [ "$1" = --output-dir ]; then mkdir -p "$2" && touch "$2/result.json"; fi
-  shift
-done
-"""
-
-
-class Shell:
-    """Runs scripts from a folder that is not the project's and keeps the stand-in's calls, a string each."""
-
-    def __init__(self, folder):
-        self.folder, self.output, self.calls_file = folder, folder / "out", folder / "calls"
-        self.python = folder / "python"
-        self.python.write_text(STAND_IN)
-        self.python.chmod(0o755)
-
-    def __call__(self, script, *args, **env):
-        return self.command("bash", ROOT / "scripts" / script, *args, **env)
-
-    def command(self, *words, **env):
-        process = self.start(*words, **env)
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-    def start(self, *words, cwd=None, **env):
-        settings = {"PATH": os.environ["PATH"], "CALLS": self.calls_file, "PYTHON": self.python, "DATA": "/d"}
-        settings |= {"OUTPUT": self.output} | env
-        return subprocess.Popen(
-            [str(word) for word in words],
-            env={key: str(value) for key, value in settings.items()},
-            cwd=cwd or self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-        )
-
-    @property
-    def calls(self):
-        text = self.calls_file.read_text() if self.calls_file.exists() else ""
-        return text.replace(f"{self.output}/", "").splitlines()
-
-    def finish(self, folder):
-        (self.output / folder).mkdir(parents=True)
-        (self.output / folder / "result.json").touch()
-
 
 @pytest.fixture
 def shell(tmp_path):
     return Shell(tmp_path)
-
-
-def command(dataset, seed, files, folder, classes, flags="", trainer="SkipTuning", shots=16):
-    """files: names in configs/trainers/<trainer>/, or in overlays/."""
-    files = [f"trainers/{trainer}/{name}" if "/" not in name else name for name in files.split()]
-    return (
-        f"train.py --root /d --seed {seed} --trainer {trainer} "
-        f"--dataset-config-file configs/datasets/{dataset}.yaml "
-        f"--config-file {' '.join(f'configs/{name}.yaml' for name in files)} "
-        f"--output-dir {folder} {flags}DATASET.NUM_SHOTS {shots} DATASET.SUBSAMPLE_CLASSES {classes}"
-    )
-
-
-VIT = {protocol: f"vit_b16 overlays/{protocol}" for protocol in ("base2new", "few_shot", "xd")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -376,150 +304,8 @@ def test_every_dataset_of_the_reproductions_has_a_config():
         assert (ROOT / f"configs/datasets/{name}.yaml").is_file()
 
 
-def test_demo_runs_three_methods_with_three_seeds_and_prints_the_table(shell):
-    done = shell("demo.sh")
-    assert done.returncode == 0, done.stderr
-    assert len(shell.calls) == 3 * 3 * 2 + 1 and shell.calls[-1] == f"parse_test_res.py {shell.output}"
-    lines = done.stdout.splitlines()
-    assert lines[4] == "[5/18] SkipTuning, seed 1, base classes: 50.0%"
-    assert lines[17] == "[18/18] SkipTuning, seed 3, new classes: 50.0%"
-
-
-def test_demo_a_second_time_prints_the_table_at_once(shell):
-    shell("demo.sh")
-    shell.calls_file.unlink()
-    assert shell("demo.sh").returncode == 0
-    assert shell.calls == [f"parse_test_res.py {shell.output}"]
-
-
-def test_demo_shows_the_error_of_a_failing_run_and_stops(shell):
-    done = shell("demo.sh", FAIL_ON="FinetuneCLIP")
-    assert done.returncode == 1 and "Error: said so" in done.stderr
-    assert sum("train.py" in call for call in shell.calls) == 3
-
-
-def test_demo_says_after_ctrl_c_how_to_go_on(shell):
-    waiting = shell.folder / "waiting"
-    process = shell.start("bash", ROOT / "scripts/demo.sh", WAIT=waiting)
-    while not waiting.exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "same command" in err
-    assert len(shell.calls) == 1
-
-
-def test_demo_keeps_its_settings_whatever_the_environment_says(shell):
-    shell("demo.sh", TRAINER="Other", CFG="Other", PRESET="Other")
-    assert len(shell.calls) == 19 and not any("Other" in call for call in shell.calls)
-    assert all(call.endswith(" TRAIN.MEASURE_MEMORY True") for call in shell.calls[:-1])
-
-
-@pytest.fixture
-def project(shell):
-    """A folder with the Makefile, requirements and an empty demo script."""
-    for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
-        shutil.copy(ROOT / name, shell.folder)
-    (shell.folder / "scripts").mkdir()
-    (shell.folder / "scripts/demo.sh").write_text('echo "demo with $PYTHON"\n')
-    return shell
-
-
-def make(project, target, python=None):
-    return project.command("make", target, f"PYTHON={python or project.python}")
-
-
-def test_make_demo_sets_up_its_environment_once(project):
-    assert "demo with .venv/bin/python" in make(project, "demo").stdout
-    installs = [call for call in project.calls if "-r requirements.txt" in call]
-    assert len(installs) == 1
-    project.calls_file.unlink()
-    assert "demo with .venv/bin/python" in make(project, "demo").stdout and project.calls == []
-
-
-def test_make_installs_again_when_requirements_change(project):
-    make(project, "test")
-    project.calls_file.unlink()
-    later = (project.folder / ".venv/test.stamp").stat().st_mtime + 10
-    os.utime(project.folder / "requirements-test.txt", (later, later))
-    make(project, "test")
-    assert [call.split()[-1] for call in project.calls] == ["requirements-test.txt", "pytest"]
-
-
-def test_make_refuses_an_old_python(project):
-    done = make(project, "demo", python="false")
-    assert done.returncode != 0 and "Python 3.10 or newer is needed" in done.stderr
-    assert not (project.folder / ".venv").exists()
-
-
-def test_make_passes_on_the_exit_code_of_the_tests(project):
-    project.python.write_text(STAND_IN.replace("${FAIL_ON:-}", "${FAIL_ON:=-m pytest}"))
-    assert make(project, "test").returncode != 0
-
-
-def test_make_clean_keeps_results(project):
-    make(project, "demo")
-    (project.folder / "output").mkdir()
-    assert make(project, "clean").returncode == 0
-    assert (project.folder / "output").exists() and not (project.folder / ".venv").exists()
-
-
 def test_prec_sets_the_option_of_whichever_trainer_runs(shell):
     shell("coop/base2new_train.sh", "emoji", "1", PREC="bf16")
     shell("skip/base2new_train.sh", "emoji", "1", PREC="bf16", TRAINER="FinetuneCLIP", OPTIONS="SEED 7")
     assert shell.calls[0].endswith(" TRAINER.COOP.PREC bf16")
     assert shell.calls[1].endswith(" TRAINER.FINETUNECLIP.PREC bf16 SEED 7")
-
-
-def test_compare_runs_every_recipe_of_every_method_and_seed_and_prints_the_papers_tables(shell):
-    done = shell("compare.sh", "emoji", SEEDS="1 2", TRAINERS="CLIPAdapter ZeroshotCLIP")
-    assert done.returncode == 0, done.stderr
-    *calls, table = shell.calls
-    assert table == f"-m results.comparison {shell.output}"
-    trained = [call.split("--output-dir ")[1].split()[0] for call in calls if "--eval-only" not in call]
-    recipes = ["CLIPAdapter/embedded", "CLIPAdapter/embedded_matched", "CLIPAdapter/embedded_cached"]
-    recipes.append("ZeroshotCLIP/embedded")
-    folder = "base2new/train_base/emoji/shots_5"
-    assert trained == [f"{folder}/{recipe}/seed{seed}" for seed in "12" for recipe in recipes]
-    assert len(calls) == 2 * len(trained)  # each tested on the new classes, too
-
-
-def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
-    shell("compare.sh", "eurosat", SEEDS="1")
-    assert {call.split("--trainer ")[1].split()[0] for call in shell.calls[:-1]} == {
-        folder.name for folder in (ROOT / "configs/trainers").iterdir()
-    }
-    before = len(shell.calls)
-    shell("compare.sh", "eurosat", SEEDS="1")
-    assert len(shell.calls) == before + 1
-
-
-def listed(shell, *args, **env):
-    done = shell("list.sh", *args, **env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_list_prints_a_line_for_each_run_that_does_what_the_scripts_do(shell):
-    settings = {"TRAINERS": "CoOp ZeroshotCLIP", "PRESETS": "recommended matched", "SEEDS": "1 2"}
-    lines = listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'")
-    assert len(lines) == 3 * 2 * 2 and shell.calls == []  # nothing to match for ZeroshotCLIP
-    assert shell.command("bash", "-c", lines[0], OUTPUT="", DATA="").returncode == 0
-    train, test = shell.calls
-    folder = "base2new/train_base/emoji/shots_5/CoOp/embedded/seed1"
-    expected = command("emoji", 1, "embedded overlays/base2new", folder, "base", trainer="CoOp", shots=5)
-    assert train == f"{expected} DATASET.TEMPLATE it is {{}}"
-    assert "--eval-only" in test and "test_new/emoji/" in test
-    assert listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'") == lines[1:]
-
-
-def test_list_has_the_papers_datasets_and_shots_by_default(shell):
-    assert len(listed(shell, "base2new", SEEDS="1")) == 11
-    lines = listed(shell, "few_shot", SEEDS="1")
-    assert len(lines) == 11 * 5 and lines[11].endswith("few_shot.sh imagenet 1 2")
-    (line,) = listed(shell, "xd", SEEDS="3")
-    assert line.count("xd_test.sh") == 14 and line.index("xd_train.sh 3 &&") < line.index("xd_test.sh caltech101 3")
-    assert (
-        shell("list.sh", "fewshot").stderr == "Error: there is no protocol fewshot; choose base2new, few_shot or xd\n"
-    )
