@@ -1,7 +1,7 @@
 """Models on the Hugging Face Hub: `hf:org/repo` and `open_clip:ViT-B-16/laion2b_s34b_b88k`.
 
-They come through the package huggingface_hub, so its cache, its offline mode (HF_HUB_OFFLINE=1) and its token apply.
-Only .safetensors files are downloaded.
+They come through the package huggingface_hub, so its cache (HF_HOME), its offline mode (HF_HUB_OFFLINE=1) and its token
+apply. What is in the cache is not asked for again. Only .safetensors files are downloaded.
 """
 
 import functools
@@ -14,7 +14,7 @@ import yaml
 from .configs import read_config
 from .errors import UnknownModel, WeightsError
 
-CONFIGS = ("open_clip_config.json", "config.json", "preprocessor_config.json", "processor_config.json")
+OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
 SAFE = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 INDEX = "model.safetensors.index.json"  # names the parts of a model that is split
 SCHEMES = ("hf:", "open_clip:")
@@ -37,7 +37,10 @@ def fetch(name: str, weights: bool = True) -> Path:
     cut_off = []  # files that may exist, but are not in the cache while the Hub can't be asked
 
     def get(file):
-        """Path of one file, from the cache or the Hub; None if there is none."""
+        """Path of one file, from the cache, else from the Hub; None if there is none."""
+        cached = hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        if cached or cut_off:  # what the cache knows is not asked again; the client tries an unreachable Hub for long
+            return Path(cached) if isinstance(cached, str) else None
         try:
             return Path(hub.hf_hub_download(repository, file, revision=revision or None))
         except hub.errors.LocalEntryNotFoundError:
@@ -56,14 +59,16 @@ def fetch(name: str, weights: bool = True) -> Path:
             raise WeightsError(f"{name}: {cut_off[0]} is not in the cache, and the Hub can't be asked: go online once")
         raise WeightsError(f"{name}: {repository} has {what}")
 
-    found = [path for path in map(get, CONFIGS) if path]
-    if not found:
-        refuse(f"none of {', '.join(CONFIGS[:2])}, so it is no CLIP's repository")
+    config = get(OPEN_CLIP) or get(HUGGING_FACE)
+    if not config:
+        refuse(f"neither {OPEN_CLIP} nor {HUGGING_FACE}, so it is no CLIP's repository")
+    if config.name == HUGGING_FACE and not get("preprocessor_config.json"):
+        get("processor_config.json")
     if weights and not any(get(file) for file in SAFE):
         index = get(INDEX) or refuse("no .safetensors file, and no other is downloaded")
         for part in parts_of(index):
             get(part) or refuse(f"no {part}, which {INDEX} names")
-    return found[0].parent
+    return config.parent
 
 
 def parts_of(index: Path) -> list[str]:

@@ -317,3 +317,45 @@ def test_the_embedded_model_in_the_repository_has_the_promised_shape_and_size(tm
         image = preprocess(Image.new("RGB", (64, 64), "red"))[None]
         logits, _ = model(image, clip.tokenize(["a red icon.", "a photo of a dog."]))
     assert image.shape == (1, 3, 64, 64) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("damage", ["tampered", "cut short", "another thing"])
+def test_what_lies_in_the_cache_is_compared_with_the_embedded_model(embedded, damage):
+    path = Path(_download(_MODELS[EMBEDDED_NAME]))
+    state_dict = torch.load(path)
+    if damage == "tampered":
+        torch.save(state_dict | {"visual.proj": -state_dict["visual.proj"]}, path)
+    elif damage == "cut short":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.write_bytes(b"<html>")
+    model, _ = clip.load(EMBEDDED_NAME, device="cpu")  # reads the embedded file itself
+    assert torch.equal(model.visual.proj, embedded[1]["visual.proj"].half().float())
+    assert _download(_MODELS[EMBEDDED_NAME]) == str(path)
+    assert_same(torch.load(path), state_dict)
+
+
+def test_loading_the_embedded_model_needs_no_cache(embedded, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "file/cache"))
+    model, _ = clip.load(EMBEDDED_NAME, device="cpu")
+    assert model.facts == clip.facts(EMBEDDED_NAME)
+    with pytest.raises(WeightsError, match="Can't write weights to .*/file/cache .*set CLIP_CACHE to another folder"):
+        _download(_MODELS[EMBEDDED_NAME])
+
+
+def test_a_full_cache_is_one_line_and_nothing_is_left(embedded, tmp_path, monkeypatch):
+    def full(_, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0\nframes")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(WeightsError, match=r"Can't write weights to .*: make room, or set CLIP") as caught:
+        _download(_MODELS[EMBEDDED_NAME])
+    assert "\n" not in str(caught.value) and list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cant_be_written_is_one_line(serve, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match="Can't write weights to .*/file/cache .*make room, or set CLIP_CACHE"):
+        _download(serve(), root=tmp_path / "file/cache")
