@@ -17,6 +17,7 @@ while (($#)); do
   shift
 done
 """
+MEMORY = " TRAIN.MEASURE_MEMORY True"  # stands before what a point changes
 GRIDS = {
     "omega": {value: f"OMEGA {value}" for value in ("0", "2", "4", "6", "8", "10")},
     "ratio": {value: f"R {value}" for value in ("0.1", "0.3", "0.5", "0.7", "0.9", "1.0")},
@@ -67,14 +68,14 @@ def test_every_point_is_trained_and_tested_with_only_its_options_changed(ablate,
     done = ablate(what, SEEDS="1")
     assert done.returncode == 0, done.stderr
     calls = ablate.calls()
-    assert calls.pop() == f"-m benchmarks.ablation ablate/{what}"
+    assert calls.pop() == f"-m results.ablation ablate/{what}"
     expected = []
     for name, options in GRIDS[what].items():
         words = options.split()
         tail = "".join(f" TRAINER.SKIPTUNING.{key} {value}" for key, value in zip(words[::2], words[1::2], strict=True))
         for part, classes in (("train_base", "base"), ("test_new", "new")):
             folder = f"ablate/{what}/{name}/base2new/{part}/emoji/shots_5/SkipTuning/embedded/seed1"
-            expected.append((folder, f"DATASET.NUM_SHOTS 5 DATASET.SUBSAMPLE_CLASSES {classes}{tail}"))
+            expected.append((folder, f"DATASET.NUM_SHOTS 5 DATASET.SUBSAMPLE_CLASSES {classes}{MEMORY}{tail}"))
     found = [(call.split("--output-dir ")[1].split()[0], call[call.index("DATASET.NUM") :]) for call in calls]
     assert found == expected
 
@@ -91,7 +92,8 @@ def test_dataset_preset_seeds_shots_and_options_of_all_points_can_be_chosen_but_
     calls = ablate.calls()
     assert len(calls) == 6 * 2 * 2 + 1
     assert "ablate/ratio/0.1/base2new/train_base/dtd/shots_8/SkipTuning/vit_b16_paper/seed4 " in calls[0]
-    assert "--config-file configs/trainers/SkipTuning/vit_b16_paper.yaml" in calls[0]
+    files = ("trainers/SkipTuning/vit_b16", "overlays/base2new", "trainers/SkipTuning/paper")
+    assert f"--config-file {' '.join(f'configs/{name}.yaml' for name in files)} " in calls[0]
     assert all("OPTIM.LR 1 TRAINER.SKIPTUNING.R " in call for call in calls[:-1])
     assert not any("FinetuneCLIP" in call for call in calls)
 
@@ -100,7 +102,7 @@ def test_a_second_time_only_the_table_is_made(ablate):
     ablate("lambda", SEEDS="1")
     ablate.calls()
     assert ablate("lambda", SEEDS="1").returncode == 0
-    assert ablate.calls() == ["-m benchmarks.ablation ablate/lambda"]
+    assert ablate.calls() == ["-m results.ablation ablate/lambda"]
 
 
 def test_train_py_is_asked_again_about_results_older_than_a_config(ablate, tmp_path):
@@ -122,16 +124,16 @@ def test_the_points_take_turns_seed_by_seed(ablate):
 
 
 def test_a_failing_run_does_not_stop_the_others_and_its_command_is_listed(ablate, tmp_path):
-    done = ablate("omega", SEEDS="1", FAIL_ON="SUBSAMPLE_CLASSES base TRAINER.SKIPTUNING.OMEGA 4")
+    done = ablate("omega", SEEDS="1", FAIL_ON=f"SUBSAMPLE_CLASSES base{MEMORY} TRAINER.SKIPTUNING.OMEGA 4")
     calls = ablate.calls()
     assert (done.returncode, len(calls)) == (1, 6 * 2 - 1 + 1)  # all but the test that has no model, and the table
     listed = done.stderr[done.stderr.index("These runs failed") :].splitlines()[1:]
-    settings = f"OUTPUT={tmp_path}/ablate/omega/4 OPTIONS='TRAINER.SKIPTUNING.OMEGA 4'"
-    assert listed == [f"  {settings} bash scripts/skip/base2new_{part}.sh emoji 1" for part in ("train", "test")]
+    settings = f"OUTPUT={tmp_path}/ablate/omega/4 OPTIONS='{MEMORY.strip()} TRAINER.SKIPTUNING.OMEGA 4'"
+    assert listed == [f"  {settings} bash {ROOT}/scripts/skip/base2new_{part}.sh emoji 1" for part in ("train", "test")]
 
 
 def test_an_incomplete_table_fails_the_script(ablate):
-    assert ablate("omega", SEEDS="1", FAIL_ON="benchmarks.ablation").returncode == 1
+    assert ablate("omega", SEEDS="1", FAIL_ON="results.ablation").returncode == 1
 
 
 def test_ctrl_c_stops_the_grid(ablate):
@@ -143,7 +145,7 @@ def test_ctrl_c_stops_the_grid(ablate):
 def test_wrong_arguments_end_with_a_usage_line(ablate, args):
     done = ablate("omega", *args)
     assert (done.returncode, ablate.calls()) == (2, [])
-    assert done.stderr.strip().endswith("bash scripts/skip/ablate_omega.sh [DATASET]")
+    assert done.stderr.strip().endswith(f"bash {ROOT}/scripts/skip/ablate_omega.sh [DATASET]")
 
 
 def test_learning_rates_are_those_of_the_folders_method_and_can_be_chosen(ablate):
@@ -151,4 +153,4 @@ def test_learning_rates_are_those_of_the_folders_method_and_can_be_chosen(ablate
     calls = ablate.calls()
     assert [call.split("--trainer ")[1].split()[0] for call in calls[:-1]] == ["FinetuneCLIP"] * 4
     for rate, call in zip(("0.1", "0.1", "0.2", "0.2"), calls, strict=False):
-        assert f"ablate/lr/{rate}/" in call and call.endswith(f"TRAINER.SKIPTUNING.PREC bf16 OPTIM.LR {rate}")
+        assert f"ablate/lr/{rate}/" in call and call.endswith(f"TRAINER.FINETUNECLIP.PREC bf16{MEMORY} OPTIM.LR {rate}")
