@@ -47,6 +47,8 @@ KINDS = (  # a codebase that was made from another one has that one's modules to
     Kind("MaPLe", "maple"),
     Kind("CoOp", "coop"),
 )
+FLAGS = ("root", "seed", "trainer", "dataset-config-file", "config-file", "output-dir", "eval-only", "model-dir")
+SYNONYMS = {"root": ("dataset-root",), "dataset-config-file": ("dataset-config",), "config-file": ("trainer-config",)}
 UNKNOWN = Kind("an unknown codebase of the CoOp family", "")
 
 
@@ -61,17 +63,30 @@ class Fork(NamedTuple):
 
     @property
     def dassl(self):
-        """The package from which train.py takes its defaults: dassl, but for a few codebases."""
+        """The package whose engine builds the trainers: dassl, but for a few codebases."""
         for module, names, _ in imports.imported(self.root / self.train, self.root):
-            if "get_cfg_default" in names and module.endswith(".config"):
-                return module.removesuffix(".config")
+            if "build_trainer" in names and module.endswith(".engine"):
+                return module.removesuffix(".engine")
         return "dassl"
+
+    @property
+    def source(self):
+        return Source((self.root / self.train).read_bytes(), self.train)
+
+    def flag(self, name):
+        """A flag of CoOp's train.py as this one spells it; None if it has none that is like it."""
+        flags = re.findall(r"""["'](--[\w-]+)["']""", self.source.text)
+        for wanted in (name, *SYNONYMS.get(name, ())):
+            for flag in flags:
+                if flag.replace("_", "-") == f"--{wanted}":
+                    return flag
+        return None
 
     @property
     def load_epoch(self):
         """The default of train.py's --load-epoch, as written there; "None" if it has none."""
-        text = Source((self.root / self.train).read_bytes(), self.train).text
-        match = re.search(r"""["']--load[-_]epoch["'][^)]*?\bdefault\s*=\s*(-?\w+)""", text)
+        pattern = r"""["']--load[-_]epoch["'][^)]*?\bdefault\s*=\s*(-?\w+)"""
+        match = re.search(pattern, self.source.text)
         return match[1] if match else "None"
 
     def describe(self):
@@ -158,14 +173,14 @@ def dataset_file(root, name):
 def notes(fork, engine_file):
     """What its users should know; engine_file: the `__init__.py` of the Dassl that is used, if it is theirs."""
     lines = [fork.kind.note] if fork.kind.note else []
-    source = Source((fork.root / fork.train).read_bytes(), fork.train)
     if fork.load_epoch != "None":
         lines.append(
             f"{fork.train} tests epoch {fork.load_epoch} unless --load-epoch says another; the scripts ask for the last"
         )
-    for flag in ("eval_only", "model_dir", "output_dir", "config_file", "dataset_config_file"):
-        if f"args.{flag}" not in source.text:
-            lines.append(f"{fork.train} has no --{flag.replace('_', '-')}, which the command and the scripts pass")
+    used = fork.source.text
+    lacking = [f"--{flag}" for flag in FLAGS if not fork.flag(flag) and f".{flag.replace('-', '_')}" not in used]
+    if lacking:
+        lines.append(f"{fork.train} has no {', '.join(lacking)}: take them out of the command and the scripts")
     if fork.dassl != "dassl":
         lines.append(f"its Dassl is the package {fork.dassl}: the trainer's files import that")
     if engine_file:

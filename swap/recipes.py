@@ -6,7 +6,7 @@ import yaml
 
 from dassl.config.config import read_files
 
-from .fork import HERE, dataset_file
+from .fork import FLAGS, HERE, dataset_file
 
 RECIPES = HERE / "configs/trainers/SkipTuning"
 SCRIPTS = {  # script: (arguments, SUBSAMPLE_CLASSES, suffix of the recipe, part of base-to-new)
@@ -107,7 +107,7 @@ def write_script(script, fork, name, options):
     if script == "few_shot":
         read.append(SHOTS_ARGUMENT)
     plain = any((fork.root / f"configs/datasets/{dataset}.yaml").exists() for dataset in ("eurosat", "imagenet"))
-    return SCRIPT.format(
+    text = SCRIPT.format(
         script=script,
         arguments=arguments,
         read="\n".join(read),
@@ -121,12 +121,20 @@ def write_script(script, fork, name, options):
         model=model,
         classes=classes,
         options=f"{options} " if options else "",
-    ).encode()
+    )
+    return spell(fork, text).encode()
+
+
+def spell(fork, command):
+    """A command in CoOp's words with the flags as this train.py spells them."""
+    for flag in FLAGS:
+        command = re.sub(rf"(?<=\s)--{flag}(?=\s)", fork.flag(flag) or f"--{flag}", command)
+    return command
 
 
 def last_epoch(fork):
     """What makes a train.py test the last epoch whose --load-epoch has another default."""
-    return "" if fork.load_epoch == "None" else "--load-epoch -1 "
+    return "" if fork.load_epoch == "None" else f"{fork.flag('load-epoch')} -1 "
 
 
 def train_command(fork, name, options):
@@ -145,4 +153,4 @@ def train_command(fork, name, options):
         "" if file else "DATASET.NAME EuroSAT",
         options,
     ]
-    return dataset, re.sub(r" +", " ", " ".join(parts)).strip()
+    return dataset, spell(fork, re.sub(r" +", " ", " ".join(parts)).strip())
