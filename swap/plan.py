@@ -52,18 +52,18 @@ def package_of(fork, name):
 
 def make(fork, name, engine, options=""):
     """A plan whose paths are free and inside the codebase. Nothing of the codebase is run for it."""
-    train = (fork.root / fork.train).read_bytes()
-    changes = {fork.train: (train, edit_train(train, name, package_of(fork, name), fork.train))}
-    for path, content in additions(fork, name, engine, options).items():
-        changes[path] = (None, content)
-    for path, (before, _) in changes.items():
+    changes = {path: (None, content) for path, content in additions(fork, name, engine, options).items()}
+    for path in [*changes, fork.train]:
         if not undo.inside(fork.root, path):
             raise UserError(f"{fork.root / path} is outside of {fork.root}, to which a link leads: write there by hand")
-        if before is None and os.path.lexists(fork.root / path):
+    for path in changes:
+        if os.path.lexists(fork.root / path):
             hint = "choose another --name, or --undo if an earlier swap_in wrote it"
             if path.startswith("dassl/"):
                 hint = "--engine theirs uses it"
             raise UserError(f"{fork.root / path} exists already: {hint}")
+    train = (fork.root / fork.train).read_bytes()
+    changes[fork.train] = (train, edit_train(train, name, package_of(fork, name), fork.train))
     return Plan(fork, name, engine, options, changes)
 
 
@@ -100,13 +100,16 @@ def check_name(fork, name):
     """UserError if `name` is no class name, is registered already, or is that of another module."""
     if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name) or keyword.iskeyword(name.lower()):
         raise UserError(f"--name {name}: a trainer's name is a Python identifier, such as SkipTuning2")
+    own = fork.root / fork.trainers / name.lower()
+    if (own / "skip_tuning.py").exists():
+        return  # an earlier swap_in's, of which `make` speaks
     for file in forks.trainer_files(fork):
         if name in forks.registered(file):
             where = file.relative_to(fork.root)
             raise UserError(f"{where} registers a trainer called {name} already: choose another --name")
     for path in sorted((fork.root / fork.trainers).iterdir()):
-        own = path.is_dir() and (path / "skip_tuning.py").exists()  # an earlier swap_in's, of which `make` speaks
-        if path.name.split(".")[0].lower() == name.lower() and not own:
+        module = path.suffix == ".py" or any(path.glob("*.py"))
+        if module and path.name.split(".")[0].lower() == name.lower():
             raise UserError(f"{path} is a module of this name: choose another --name")
 
 
@@ -289,9 +292,12 @@ def recover(fork, name):
         edited[fork.train] = {"original": text, "sha256": undo.digest(train)}
     if not added and not edited:
         return None
-    own = {f"{fork.trainers}/{name.lower()}", f"configs/trainers/{name}", "scripts/skip", "dassl"}
-    folders = {parent.as_posix() for path in added for parent in Path(path).parents}
-    folders = {folder for folder in folders if any(f"{folder}/".startswith(f"{mine}/") for mine in own)}
+    own = (f"{fork.trainers}/{name.lower()}/", f"configs/trainers/{name}/", "scripts/skip/", "dassl/")
+    folders = {parent.as_posix() for path in added for parent in Path(path).parents} - {"."}
+    for folder in list(folders):
+        files = [path.relative_to(root).as_posix() for path in (root / folder).rglob("*") if not path.is_dir()]
+        if not f"{folder}/".startswith(own) and not set(files) <= set(added):
+            folders.remove(folder)  # the codebase's own
     return {
         **{"name": name, "engine": "ours", "train": fork.train, "trainers": fork.trainers},
         **{"added": added, "edited": edited, "folders": sorted(folders, reverse=True)},
