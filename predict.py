@@ -17,7 +17,8 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
 from dassl.evaluation.evaluator import EvaluatorBase
 from dassl.utils import MissingFile, Parser, UserError, read_json, set_random_seed, write_atomic, write_json
-from datasets.custom import examine, find_pictures, read_names
+from datasets.files import check_images, find_images
+from datasets.own_images import read_names
 
 EPILOG = """
 examples:
@@ -91,7 +92,7 @@ def find(arguments):
     for argument in arguments:
         path = Path(argument)
         names = [path] if path.exists() else map(Path, sorted(glob.glob(argument, recursive=True)))
-        pictures = [each for name in names for each in (find_pictures(name) if name.is_dir() else [name])]
+        pictures = [each for name in names for each in (find_images(name) if name.is_dir() else [name])]
         if not pictures:
             raise MissingFile(f"No pictures at {argument}; check the path")
         found |= dict.fromkeys(pictures)
@@ -202,7 +203,7 @@ def run(args):
     record = read_json(Path(args.model_dir) / "result.json")
     classes = given_names(args.classes) if args.classes else record["classnames"]
     paths = find(args.pictures)
-    broken = {path: error for path, (_, error) in zip(paths, examine(paths), strict=True) if error}
+    broken = {path: error for path, (_, error) in zip(paths, check_images(paths), strict=True) if error}
     for error in broken.values():
         print("Error:", error, file=sys.stderr)
     paths = [path for path in paths if path not in broken]

@@ -1,31 +1,45 @@
 """Train and test one method on one dataset: command line -> configuration -> trainer -> result.json."""
 
 import argparse
-import contextlib
-import json
 import os
+import random
 import sys
-import traceback
-from functools import reduce
 from pathlib import Path
 
 import torch
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers
-from dassl.config import Config, config_diff, get_cfg_default, resolve
+from dassl.config import Config, check_ranges, config_diff, flatten, get_cfg_default, resolve
+from dassl.data import ClassNames
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
-from dassl.engine.record import write_result
-from dassl.utils import MissingFile, Parser, UserError, nearest, set_random_seed, setup_logger, write_atomic
+from dassl.engine.result import write_result
+from dassl.utils import (
+    Logger,
+    MissingFile,
+    Parser,
+    UserError,
+    exit_code,
+    log_path,
+    nearest,
+    read_json,
+    read_yaml,
+    set_random_seed,
+    write_atomic,
+)
+
+RECIPES = Path(__file__).with_name("configs") / "trainers"
 
 EPILOG = """
 Options given as KEY VALUE pairs come last; flags must stand before them.
-Later wins: defaults, dataset file, trainer file, what these have FOR the dataset and its shots, flags,
-KEY VALUE pairs.
+Later wins: defaults, dataset file, config files in their order, the rows of their OVERRIDES that hold for the dataset,
+its shots, the protocol and the preset, flags, KEY VALUE pairs.
 
 examples:
+  python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/few_shot.yaml \\
+      --dataset-config-file configs/datasets/eurosat.yaml --output-dir output/few DATASET.NUM_SHOTS 16
   python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
       --dataset-config-file configs/datasets/emoji.yaml --output-dir output/try \\
       DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES base
@@ -36,62 +50,105 @@ examples:
 The same command again resumes an unfinished run and leaves a finished one as it is.
 """
 
+FLAGS = {  # flag: the option that it sets
+    "root": "DATASET.ROOT",
+    "output_dir": "OUTPUT_DIR",
+    "resume": "RESUME",
+    "seed": "SEED",
+    "source_domains": "DATASET.SOURCE_DOMAINS",
+    "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS",
+    "trainer": "TRAINER.NAME",
+    "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+    "eval_only": "EVAL.ONLY",
+    "model_dir": "EVAL.MODEL_DIR",
+    "load_epoch": "EVAL.EPOCH",
+}
+
 
 def parse(argv):
-    """The command line. Flags in capitals hold the config key they set; None means not given."""
+    """The command line; a flag that is not given is None."""
     form = argparse.RawTextHelpFormatter
     parser = Parser(prog="python train.py", description=__doc__, epilog=EPILOG, formatter_class=form)
     flag = parser.add_argument
-    flag("--root", dest="DATASET.ROOT", help="folder with the datasets (default: $DATA, else ./data)")
-    flag("--output-dir", dest="OUTPUT_DIR", help="folder for this run (default: ./output)")
-    flag("--resume", dest="RESUME", help="go on from the checkpoints here, not from those in --output-dir")
-    flag("--seed", dest="SEED", type=int, help="default: 1")
-    flag("--source-domains", dest="DATASET.SOURCE_DOMAINS", nargs="+", help="for domain adaptation")
-    flag("--target-domains", dest="DATASET.TARGET_DOMAINS", nargs="+", help="for domain adaptation")
-    flag("--transforms", dest="INPUT.TRANSFORMS", nargs="+", help="image transforms, all of them")
-    flag("--config-file", metavar="YAML", help="settings of the trainer")
+    flag("--root", help="folder with the datasets (default: $DATA, else ./data)")
+    flag("--output-dir", help="folder for this run (default: ./output)")
+    flag("--resume", help="go on from the checkpoints here, not from those in --output-dir")
+    flag("--seed", type=int, help="default: 1; -1 draws one and notes it in config.yaml")
+    flag("--source-domains", nargs="+", help="for domain adaptation")
+    flag("--target-domains", nargs="+", help="for domain adaptation")
+    flag("--transforms", nargs="+", help="image transforms, all of them")
+    flag("--config-file", nargs="+", default=[], metavar="YAML", help="settings of the trainer, merged in this order")
     flag("--dataset-config-file", metavar="YAML", help="settings of the dataset")
-    flag("--trainer", dest="TRAINER.NAME", help=", ".join(TRAINER_REGISTRY.registered_names()))
-    flag("--backbone", dest="MODEL.BACKBONE.NAME", help="of CLIP, such as ViT-B/16")
-    flag("--head", dest="MODEL.HEAD.NAME", help="for trainers that have one")
+    flag("--trainer", help=", ".join(TRAINER_REGISTRY.registered_names()))
+    flag("--backbone", help="of CLIP, such as ViT-B/16")
+    flag("--head", help="for trainers that have one")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA if present")
-    flag("--eval-only", dest="EVAL.ONLY", action="store_true", default=None, help="test --model-dir's weights")
-    flag("--model-dir", dest="EVAL.MODEL_DIR", help="folder of the training run to test")
-    flag("--load-epoch", dest="EVAL.EPOCH", type=int, help="epoch to test (default: the last one saved)")
+    flag("--eval-only", action="store_true", default=None, help="test --model-dir's weights")
+    flag("--model-dir", help="folder of the training run to test")
+    flag("--load-epoch", type=int, help="epoch to test (default: the last one saved)")
     flag("--no-train", action="store_true", help="build everything, then stop")
     flag("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="any config option, as often as needed")
     args = parser.parse_args(argv)
+    files = 1
+    while files < len(args.config_file) and is_config_file(args.config_file[files]):
+        files += 1
+    args.config_file, pairs = args.config_file[:files], args.config_file[files:]
+    args.opts = pairs + args.opts
     if late := [word for word in args.opts if word.startswith("--")]:
         raise UserError(f"{late[0]} comes after KEY VALUE pairs; flags must stand before the first pair")
     return args
 
 
+def is_config_file(word):
+    """Whether a word behind --config-file names another file; if not, KEY VALUE pairs begin with it."""
+    return word.endswith((".yaml", ".yml")) or os.path.isfile(word)
+
+
 def configure(args):
-    """The configuration, frozen, without a table FOR any more, and the defaults it started from."""
+    """The configuration, frozen, with its OVERRIDES laid over it, and the defaults it started from."""
+    pairs = []
+    for flag, key in FLAGS.items():
+        value = getattr(args, flag)
+        if value not in (None, ""):
+            pairs += [key, value]
+    return merge([args.dataset_config_file, *args.config_file], [*pairs, *args.opts], args.device)
+
+
+def merge(files, pairs, device="auto"):
+    """The configuration that these YAML files and [KEY, VALUE, ...] give, frozen, and the defaults it started from."""
     cfg = get_cfg_default()
     trainers.extend_cfg(cfg)
     cfg.SEED = 1
     cfg.EVAL = Config({"ONLY": False, "MODEL_DIR": "", "EPOCH": None})
     defaults = cfg.clone()
-    for path in filter(None, (args.dataset_config_file, args.config_file)):
-        cfg.merge_from_file(existing(path))
-    overrule(cfg, args)  # says which rows of FOR fit
+    if device != "auto":
+        pairs = ["USE_CUDA", device == "cuda", *pairs]
+    for path in filter(None, files):
+        cfg.merge_from_file(existing(os.path.expanduser(path)))
+    cfg.merge_from_list(pairs)  # they decide which rows of OVERRIDES hold
     resolve(cfg)
-    overrule(cfg, args)  # and wins over them
+    cfg.merge_from_list(pairs)  # and win over them
     cfg.DATASET.ROOT = cfg.DATASET.ROOT or os.environ.get("DATA") or "./data"
+    for key, value in flatten(cfg).items():
+        if isinstance(value, str) and value.startswith("~"):
+            cfg.merge_from_list([key, os.path.expanduser(value)])
+    check_ranges(cfg)
+    if cfg.SEED < 0:
+        cfg.SEED = drawn_seed(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg, defaults
 
 
-def overrule(cfg, args):
-    """Put what the command line says into `cfg`."""
-    for key, value in vars(args).items():
-        if key.isupper() and value not in (None, ""):
-            *groups, name = key.split(".")
-            reduce(getattr, groups, cfg)[name] = value  # as it stands: a folder called 2024 is no number
-    if args.device != "auto":
-        cfg.USE_CUDA = args.device == "cuda"
-    cfg.merge_from_list(args.opts)
+def drawn_seed(folder):
+    """What SEED -1 means: the seed of the run that `folder` holds, so that this can go on, else a random one."""
+    record = Path(folder, "config.yaml")
+    stored = read_yaml(record) if record.is_file() else {}
+    if not isinstance(stored, dict):
+        raise UserError(f"{record} is no record of a run; choose another --output-dir")
+    seed = stored.get("SEED", -1)
+    return seed if seed >= 0 else random.SystemRandom().randrange(2**31)
 
 
 def existing(path):
@@ -114,9 +171,25 @@ def check(args, cfg):
         if not cfg[group].NAME:
             raise UserError(f"{group}.NAME is not set; give {flag}")
         registry.get(cfg[group].NAME)
+    if not cfg.MODEL.BACKBONE.NAME:
+        recipes = [os.path.relpath(path) for path in sorted(RECIPES.glob(f"{cfg.TRAINER.NAME}/*.yaml"))]
+        hint = f" ({' or '.join(recipes)})" if recipes else ""
+        raise UserError(f"MODEL.BACKBONE.NAME is not set; give a --config-file that sets it{hint}, or --backbone")
     asked = args.device == "cuda" or "USE_CUDA" in args.opts[::2]
     if asked and cfg.USE_CUDA and not torch.cuda.is_available():
         raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")
+
+
+def check_folders(cfg):
+    """UserError if a folder to read from is named where nothing would be read from it."""
+    if not cfg.EVAL.ONLY:
+        if cfg.EVAL.MODEL_DIR:
+            raise UserError("--model-dir is for tests; add --eval-only, or --resume to go on with a training")
+        if cfg.EVAL.EPOCH is not None:
+            raise UserError("--load-epoch is for tests; add --eval-only and --model-dir")
+    folder = Path(cfg.RESUME)
+    if cfg.RESUME and not [*folder.glob("resume.pt"), *folder.glob("*/checkpoint")]:
+        raise MissingFile(f"Nothing to resume from in {folder}; correct --resume, or leave it out to start anew")
 
 
 def claim(cfg):
@@ -139,18 +212,17 @@ def claim(cfg):
 
 def announce(path):
     """One line about a result that was there before."""
-    accuracy = json.loads(path.read_text())["accuracy"]
+    accuracy = read_json(path)["accuracy"]
     print(f"Finished before: {path}" + ("" if accuracy is None else f", accuracy: {accuracy:.1f}%"))
 
 
 def run(args, cfg, defaults):
-    """One run, from log.txt to result.json."""
-    setup_logger(cfg.OUTPUT_DIR)
+    """One run, to result.json."""
     print(f"Settings that are not the defaults:\n{config_diff(cfg, defaults)}")
-    if cfg.SEED >= 0:
-        print(f"Setting fixed seed: {cfg.SEED}")
-        set_random_seed(cfg.SEED)
+    print(f"Setting fixed seed: {cfg.SEED}")
+    set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
+    write_atomic(Path(cfg.OUTPUT_DIR, "config.yaml"), identity(trainer.cfg).encode())  # with the epochs that it found
     if cfg.EVAL.ONLY:
         if trainer.get_model_names() and not cfg.EVAL.MODEL_DIR:
             raise UserError("--eval-only needs --model-dir, the folder of the training run to test")
@@ -160,33 +232,56 @@ def run(args, cfg, defaults):
         return
     else:
         trainer.train()
-    write_result(trainer, config=Path(args.config_file or "").stem)
+    write_result(trainer, args.config_file)
+
+
+def load_trainer(folder, classnames=None, device="auto", options=()):
+    """The trainer of a finished run with its weights, ready for `logits(images)`; no dataset is opened.
+
+    folder: the run's output folder; if the run tested another run's weights, those are loaded.
+    classnames: other classes than the run's, as a list of names.
+    device: auto, cpu or cuda; options: [KEY, VALUE, ...] that win over the run's own configuration.
+    Errors: MissingFile if `folder` holds no run, UserError if the run is not finished or its options are not known.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / "config.yaml").is_file():
+        runs = sorted(path.parent for path in folder.glob("**/result.json"))
+        hint = f"do you mean {runs[0]}?" if runs else "name the output folder of a run of train.py"
+        raise MissingFile(f"No config.yaml in {folder}; {hint}")
+    if not (folder / "result.json").is_file():
+        raise UserError(f"The run in {folder} is not finished; give its command again, which goes on with it")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")
+    cfg, _ = merge([folder / "config.yaml"], list(options), device)
+    if classnames is None:
+        classnames = read_json(folder / "result.json")["classnames"]
+    set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg, data=ClassNames(classnames))
+    trainer.load_model(cfg.EVAL.MODEL_DIR if cfg.EVAL.ONLY else str(folder), epoch=cfg.EVAL.EPOCH)
+    return trainer
+
+
+def start(argv):
+    """One command: a run, or a line about its result that was there before."""
+    args = parse(argv)
+    cfg, defaults = configure(args)
+    check(args, cfg)
+    check_folders(cfg)
+    if claim(cfg):
+        announce(Path(cfg.OUTPUT_DIR) / "result.json")
+    else:
+        with Logger(log_path(cfg.OUTPUT_DIR)):
+            run(args, cfg, defaults)
 
 
 def main(argv=None):
     """Exit code: 0 when done, 1 after an error, 130 after Ctrl-C."""
-    with contextlib.redirect_stdout(sys.stdout):  # takes back what setup_logger puts in its place
-        try:
-            args = parse(argv)
-            cfg, defaults = configure(args)
-            check(args, cfg)
-            if claim(cfg):
-                announce(Path(cfg.OUTPUT_DIR) / "result.json")
-            else:
-                run(args, cfg, defaults)
-            return 0
-        except KeyboardInterrupt:
-            print("\nInterrupted; the same command goes on after the last finished epoch", file=sys.stderr)
-            return 130
-        except UserError as error:
-            message = str(error)
-        except OSError as error:
-            message = f"{error}; once that is put right, the same command goes on"
-        except Exception as error:
-            traceback.print_exc(file=sys.stdout)  # goes to log.txt too
-            message = f"unexpected {type(error).__name__}: {error}"
-        print("Error:", " ".join(message.split()), file=sys.stderr)
-        return 1
+    return exit_code(
+        lambda: start(argv),
+        "the same command goes on after the last finished epoch",
+        after_os_error="once that is put right, the same command goes on",
+        traceback_to=sys.stdout,
+    )
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import torch
 from tabulate import tabulate
 
-from dassl.engine.record import learned_parameters
-from parse_test_res import Published
-from trainers.lskip import LayerCache
+from dassl.engine.result import learned_parameters
+from results.published import Published
+from trainers.parts.cache import FeatureCache
+from trainers.parts.cskip import mean_kept
 from trainers.tip_adapter import TipAdapterF
 
 from .measure import interleaved, machine, parser, report
 from .model import IMAGES, SHAPE, SHOTS, Bench, prepare, quiet
 from .paper_memory import estimate, prompt_layer, teacher
-from .skip_tuning import kept
 
 OURS = "SkipTuning"
 
@@ -48,7 +48,7 @@ def skipping(omega):
     """Skip Tuning on the classes that it keeps on average."""
 
     def memory(images, classes):
-        return estimate(images, kept(classes, 0.5), 12 - omega, pixels=False)
+        return estimate(images, mean_kept(classes, 0.5), 12 - omega, pixels=False)
 
     return memory
 
@@ -88,17 +88,18 @@ def step(bench, trainer, classes):
     """A function that makes one training step: from features where the trainer caches them, else from pixels."""
     loader = trainer.train_loader_x
     pixels, images = bench.pixels, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-    one = loader.encode(pixels[:1]) if isinstance(loader, LayerCache) else pixels[:1]
+    one = loader.encode(pixels[:1]) if isinstance(loader, FeatureCache) else pixels[:1]
     batch = torch.randn(images, *one.shape[1:], dtype=one.dtype)
     views = loader.dataset.k_tfm
     image = batch if views == 1 else [batch] * views
-    return lambda: trainer.forward_backward({"img": image, "label": torch.randint(classes, (images,))})
+    key = "features" if isinstance(loader, FeatureCache) else "img"
+    return lambda: trainer.forward_backward({key: image, "label": torch.randint(classes, (images,))})
 
 
 def images_encoded(trainer):
     """How many images a run encodes beside its steps: some views of each, or fresh ones in every epoch."""
     loader = trainer.train_loader_x
-    if not isinstance(loader, LayerCache):
+    if not isinstance(loader, FeatureCache):
         return 0
     views = (loader.views or trainer.max_epoch) + trainer.options.get("KEY_VIEWS", 0)
     return views * len(loader.labels)
@@ -126,7 +127,7 @@ def measure(bench, classes, methods, precision, rounds, progress):
             "paper_mb": method.memory and method.memory(images, classes),
             "learned": learned_parameters(trainer),
         }
-        if isinstance(trainer.train_loader_x, LayerCache):
+        if isinstance(trainer.train_loader_x, FeatureCache):
             extract[name] = lambda trainer=trainer: trainer.train_loader_x.encode(bench.pixels)
     progress(f"{classes} base classes: the methods take turns")
     for name, taken in interleaved(runs, rounds, warmup=0).items():

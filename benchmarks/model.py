@@ -79,11 +79,10 @@ class Bench:
         trainers.extend_cfg(cfg)
         cfg.merge_from_file(CONFIGS / name / f"{preset}.yaml")
         size = self.shape["image_resolution"]
-        node = "SKIPTUNING" if name == "FinetuneCLIP" else name.upper()
         cfg.merge_from_list(["DATASET.NAME", "MadeUp", "DATASET.NUM_SHOTS", SHOTS, "TRAINER.NAME", name])
         cfg.merge_from_list(["MODEL.BACKBONE.NAME", str(self.folder / "random.safetensors")])
         cfg.merge_from_list(["INPUT.SIZE", (size, size), "VERBOSE", False, "DATALOADER.NUM_WORKERS", 0])
-        cfg.merge_from_list([f"TRAINER.{node}.PREC", precision, "SEED", 1, "OUTPUT_DIR", str(self.folder)])
+        cfg.merge_from_list([f"TRAINER.{name.upper()}.PREC", precision, "SEED", 1, "OUTPUT_DIR", str(self.folder)])
         with quiet():
             trainer = build_trainer(cfg)
         trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, sys.maxsize  # no step is an epoch's last

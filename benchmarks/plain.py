@@ -8,7 +8,7 @@ the backward pass, all weights in memory.
 import torch
 import torch.nn.functional as F
 
-from trainers.cskip import masked_cross_entropy, sample_classes
+from trainers.parts.cskip import masked_cross_entropy, sample_classes
 
 
 def run_blocks(blocks, x, mask=None):
@@ -76,18 +76,18 @@ class PlainStep:
             p.requires_grad_(True)
         self.optimizer = torch.optim.SGD(self.learned, lr, momentum=0.9, weight_decay=5e-4)
 
-    def loss(self, v, labels, classes=None, kept=None):
+    def loss(self, v, labels, kept=None, by_image=None):
         """Eq. 1: v^omega (L, B, D), labels (B,), and what CSkip kept (`sample_classes`), or all classes."""
         image_features = F.normalize(deep_image(self.clip_model.visual, v, self.omega), dim=-1)  # (B, E)
-        if classes is None and self.probability is not None:
+        if kept is None and self.probability is not None:
             scores = image_features.detach() @ self.zero_shot.t()
-            classes, kept = sample_classes(scores, labels, self.probability, self.generator, "batch")
+            kept, by_image = sample_classes(scores, labels, self.probability, self.generator, "batch")
         t, tokens = self.t, self.tokens
-        if classes is not None:
-            t, tokens, labels = t[:, classes], tokens[classes], torch.searchsorted(classes, labels)
+        if kept is not None:
+            t, tokens, labels = t[:, kept], tokens[kept], torch.searchsorted(kept, labels)
         text_features = F.normalize(deep_text(self.clip_model, t, tokens, self.omega), dim=-1)  # (K, E)
         logits = self.clip_model.logit_scale.exp() * image_features @ text_features.t()  # (B, K)
-        return masked_cross_entropy(logits, labels, kept)
+        return masked_cross_entropy(logits, labels, by_image)
 
     def __call__(self, v, labels):
         loss = self.loss(v, labels)

@@ -33,12 +33,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import train
-from benchmarks.plot import plot
 from clip import clip
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from dassl.utils import Parser, UserError, exit_code, set_random_seed, write_json
+from results.plot import plot
 
 DEFAULTS = {
     "--trainer": "FinetuneCLIP",

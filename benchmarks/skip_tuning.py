@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 
 from clip import clip
-from trainers.cskip import keep_probability
+from trainers.parts.cskip import keep_probability, mean_kept
 
 from .measure import interleaved, machine, parser, report
 from .model import IMAGES, SHAPE, SHOTS, Bench, class_names, prepare, quiet
@@ -51,7 +51,7 @@ def plain_step(bench, classes, omega, ratio):
 def exact_step(bench, trainer, classes):
     """A function that makes one step of the trainer."""
     v = trainer.encode_shallow(bench.pixels[:BATCH])
-    return lambda: trainer.forward_backward({"img": v, "label": labels(classes)})
+    return lambda: trainer.forward_backward({"features": v, "label": labels(classes)})
 
 
 def matmul_rates(rounds):
@@ -72,7 +72,7 @@ def image_rates(bench, trainers, rounds):
         ("plain", "test"): lambda: deep_image(visual, shallow_image(visual, bench.pixels, 6), 6),
     }
     for name, trainer in trainers.items():
-        trainer.text_features = trainer.class_features()
+        trainer.tested_features = trainer.class_features()
         rows[name, "extract"] = lambda trainer=trainer: trainer.encode_shallow(bench.pixels)
         rows[name, "test"] = lambda trainer=trainer: trainer.model_inference(bench.pixels)
     with torch.no_grad():
@@ -81,11 +81,6 @@ def image_rates(bench, trainers, rounds):
     for (name, kind), spent in taken.items():
         rates.setdefault(name, {})[kind] = IMAGES / spent
     return rates
-
-
-def kept(classes, ratio):
-    """How many classes CSkip keeps on average."""
-    return float(keep_probability(classes, ratio, 0.3, 50).sum())
 
 
 def measure(bench, classes, rounds):
@@ -107,7 +102,7 @@ def measure(bench, classes, rounds):
     for name, make in makers.items():
         runs[name], flops, peak = prepare(make)
         omega, ratio = PLAIN.get(name, (6, 0.5))
-        paper = estimate(BATCH, kept(classes, ratio), 12 - omega, pixels=not omega)
+        paper = estimate(BATCH, mean_kept(classes, ratio), 12 - omega, pixels=not omega)
         rows[name] = {"peak_mb": peak, "paper_mb": paper, "gflop": flops / 1e9}
     for name, taken in interleaved(runs, rounds, warmup=0).items():
         rows[name]["ms"] = taken * 1e3

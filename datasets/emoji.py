@@ -1,4 +1,4 @@
-"""The embedded dataset: 196 things drawn by emoji vendors, 64x64; comes with the code, needs no DATASET.ROOT."""
+"""The embedded dataset: 196 things as emoji vendors draw them, 64x64; comes with the code, needs no DATASET.ROOT."""
 
 from pathlib import Path
 
@@ -12,8 +12,10 @@ class Emoji(SplitDataset):
     image_dir = "images"
     split_file = "split_emoji.json"
 
-    def find_folder(self, root):
+    @classmethod
+    def find_folder(cls, root):
         return Path(__file__).with_name("emoji_data")
 
-    def fetch(self):
+    @classmethod
+    def fetch_command(cls, root):
         return "git checkout datasets/emoji_data"

@@ -44,66 +44,75 @@ def read_pickled(path, split, parts, shots):
     split, with the same label and class name. UserError for anything but lists of Datum, for images that are not
     in the split, for a class that has not the shots (val: min(shots, 4), where there are as many).
     """
-    stored = _load(path)
-    if missing := [part for part in parts if part not in stored]:
-        raise _refuse(path, f"it has no {' and no '.join(missing)} images")
-    selected = {part: _match(path, part, stored[part], split[part]) for part in parts}
-    for part, items in selected.items():
-        _check_counts(path, part, items, split[part], shots if part == "train" else min(shots, 4))
+    stored = load_datums(path)
+    missing = [part for part in parts if part not in stored]
+    if missing:
+        raise refuse(path, f"it has no {' and no '.join(missing)} images")
+    selected = {}
+    for part in parts:
+        selected[part] = match_items(path, part, stored[part], split[part])
+        wanted = shots if part == "train" else min(shots, 4)
+        if short := classes_without_shots(selected[part], split[part], wanted):
+            raise refuse(path, f"{len(short)} classes have not {wanted} {part} images each (first: {short[0]})")
     return selected
 
 
-def _refuse(path, reason):
+def refuse(path, reason):
+    """The error for a pickle that can't be used."""
     return UserError(
         f"{path} is not used: {reason}. Move it away to have the picks drawn from the seed, or get an intact copy"
     )
 
 
-def _load(path):
+def load_datums(path):
     """What the pickle holds, as a dict of lists of complete `_Datum`."""
     if (size := path.stat().st_size) > _MOST_BYTES:
-        raise _refuse(path, f"{size:,} bytes are too many for few-shot picks")
+        raise refuse(path, f"{size:,} bytes are too many for few-shot picks")
     try:
         stored = _Unpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle can raise almost anything
         reason = error if isinstance(error, pickle.UnpicklingError) else type(error).__name__
-        raise _refuse(path, f"not a pickle of Datum lists ({reason})") from error
-    if type(stored) is not dict or not all(map(_is_list_of_datums, stored.values())):
-        raise _refuse(path, "not a pickle of Datum lists")
+        raise refuse(path, f"not a pickle of Datum lists ({reason})") from error
+    lists = stored.values() if type(stored) is dict else [None]
+    for items in lists:
+        if type(items) is not list or not all(type(item) is _Datum and item.path for item in items):
+            raise refuse(path, "not a pickle of Datum lists")
     return stored
 
 
-def _is_list_of_datums(items):
-    return type(items) is list and all(type(item) is _Datum and item.path for item in items)
-
-
-def _match(path, part, pickled, items):
+def match_items(path, part, datums, items):
+    """The items of one part of the split that the datums stand for; UserError if some stand for none."""
     known = {item.path: item for item in items}
-    selected = [_find(datum.path.parts, known) for datum in pickled]
-    wrong = [
-        repr(str(datum.path))
-        for datum, item in zip(pickled, selected, strict=True)
-        if item is None or (item.label, item.classname) != (datum.label, datum.classname)
-    ]
+    selected, wrong = [], []
+    for datum in datums:
+        item = item_at_end(datum.path.parts, known)
+        if item is None or (item.label, item.classname) != (datum.label, datum.classname):
+            wrong.append(repr(str(datum.path)))
+        selected.append(item)
     if wrong:
-        raise _refuse(
+        raise refuse(
             path, f"{len(wrong)} of its {part} images are not in this split, or not in that class (first: {wrong[0]})"
         )
     return selected
 
 
-def _find(parts, known):
-    """The item whose path is the longest end of `parts`; None if there is none."""
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((known[end] for end in ends if end in known), None)
+def item_at_end(parts, known):
+    """The item of {path: item} whose path is the longest end of `parts`; None if there is none."""
+    for start in range(len(parts)):
+        end = "/".join(parts[start:])
+        if end in known:
+            return known[end]
+    return None
 
 
-def _check_counts(path, part, selected, items, shots):
-    available, picked, different = (Counter(item.label for item in group) for group in (items, selected, set(selected)))
-    wrong = [
-        item.classname
-        for item in items
-        if not picked[item.label] == different[item.label] == min(shots, available[item.label])
-    ]
-    if wrong:
-        raise _refuse(path, f"{len(set(wrong))} classes have not {shots} {part} images each (first: {wrong[0]})")
+def classes_without_shots(selected, items, shots):
+    """Names of the classes of `items` of which there are not `shots` different images (or all, if there are fewer)."""
+    available = Counter(item.label for item in items)
+    picked = Counter(item.label for item in selected)
+    different = Counter(item.label for item in set(selected))
+    names = {item.label: item.classname for item in items}
+    short = []
+    for label, number in available.items():
+        if not picked[label] == different[label] == min(shots, number):
+            short.append(names[label])
+    return short

@@ -8,25 +8,26 @@ from typing import NamedTuple
 
 import yaml
 
-import datasets
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, nearest, read_json
 from dassl.utils.archives import is_archive
 from dassl.utils.download import file_hash
 
-from .published import CLASSNAMES, PUBLISHED, lines_hash, picks_hash
-from .splits import read_split, select_shots, split_hash
+from . import DATASETS, imagenet
+from .files import class_folders
+from .published import lines_hash, split_problem
+from .splits import read_split
 
 DRIVE_URL = "https://drive.google.com/uc?export=download&id="
 
 
 @cache
 def catalogue():
-    """sources.yaml as {"files": ..., "datasets": ...}, with the names of hosts filled in."""
-    text = Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8")
-    for host, url in yaml.safe_load(text)["hosts"].items():
-        text = text.replace(f"{{{host}}}", url)
-    return yaml.safe_load(text)
+    """sources.yaml as {"hosts": ..., "files": ..., "datasets": ...}."""
+    return yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))
+
+
+# ---- one dataset -------------------------------------------------------------------------------------------
 
 
 class Job(NamedTuple):
@@ -37,63 +38,70 @@ class Job(NamedTuple):
     folder: Path
 
     @property
-    def title(self):
-        return self.entry["name"]
+    def cls(self):
+        return DATASET_REGISTRY.get(self.entry["name"])
 
     @property
     def work(self):
+        """Where what is not finished lies."""
         return self.folder / ".fetch"
 
     def missing(self):
         """Names of files and image folders that are not there yet, or are one folder too deep."""
         files = [name for name in self.entry["files"] if not (self.folder / name).is_file()]
-        images = [name for name in self.entry["images"] if not is_there(self.folder / name)]
-        nested = [name for name in self.entry["images"] if is_nested(self.folder / name)]
-        return files + images + nested
+        return files + self.missing_images()
 
-    def lacks_images(self):
-        return bool(set(self.missing()) & set(self.entry["images"]))
+    def missing_images(self):
+        missing = []
+        for name in self.entry["images"]:
+            if not is_there(self.folder / name) or is_nested(self.folder / name):
+                missing.append(name)
+        return missing
+
+    def needs_download(self):
+        """Whether images are missing that are nowhere else in the dataset's folder, as `find_home` searches it."""
+        return bool(self.missing_images()) and find_home(self.folder, self.entry["images"]) is None
 
     def sources(self, kind):
-        """Eligible sources of the images; before the others those whose archives the user has put into the folder."""
-        return sorted(eligible(self.entry["sources"], kind), key=lambda pair: not self.by_hand(pair[1]))
+        """Eligible sources of the images; first those whose archives the user has put into the folder."""
+        return sorted(eligible(self.entry["sources"], kind), key=lambda pair: not self.has_archives(pair[1]))
 
-    def by_hand(self, archives):
+    def has_archives(self, archives):
         return all((self.folder / name_of(archive)).is_file() for archive in archives)
 
-    def size(self, kind):
+    def download_size(self, kind):
         """Bytes to download, roughly where no size was published (photographs don't shrink in an archive)."""
         sources = self.sources(kind)
-        if not sources or not self.lacks_images() or self.by_hand(sources[0][1]):
+        if not sources or not self.needs_download() or self.has_archives(sources[0][1]):
             return 0
         sizes = [archive.get("size") for archive in sources[0][1]]
         return sum(sizes) if all(sizes) else self.entry["unpacked"]
 
-    def begun(self):
+    def begun_size(self):
         """Bytes that an earlier run has left in the work folder."""
         return sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file())
 
-    def unpacked(self):
+    def unpacked_size(self):
         """Bytes that unpacking will take, roughly; 0 for ImageNet while the user hasn't downloaded it."""
         waiting = [name for name in self.entry.get("archives", []) if not (self.folder / name).is_file()]
-        return self.entry["unpacked"] if self.lacks_images() and not waiting else 0
+        return 0 if waiting or not self.needs_download() else self.entry["unpacked"]
 
 
 def job_of(name, root):
     """The job for one name: that of a YAML file, a registered class or a folder. Raises UserError."""
-    known = {key: key for key in catalogue()["datasets"]}
+    known = {}
     for key, entry in catalogue()["datasets"].items():
         cls = DATASET_REGISTRY.get(entry["name"])
-        known |= dict.fromkeys((alias.lower() for alias in (entry["name"], cls.dataset_dir, *cls.aliases)), key)
+        for alias in (key, entry["name"], cls.dataset_dir, *cls.aliases):
+            known[alias.lower()] = key
     if name.lower() not in known:
-        if name in datasets.__all__:
+        if name in DATASETS:
             raise UserError(f"{name} needs no download")
         raise UserError(f'no dataset "{name}" (do you mean "{nearest(name, known)}"?); --list shows all')
     key = known[name.lower()]
     entry = catalogue()["datasets"][key]
     cls = DATASET_REGISTRY.get(entry["name"])
-    folders = [root / folder for folder in (cls.dataset_dir, *cls.aliases)]
-    return Job(key, entry, next((folder for folder in folders if folder.is_dir()), folders[0]))
+    return Job(key, entry, cls.find_folder(root) or root / cls.dataset_dir)
 
 
 def eligible(sources, kind):
@@ -114,6 +122,21 @@ def is_nested(folder):
     return len(list(islice((e for e in os.scandir(folder) if not e.name.startswith(".")), 2))) == 1
 
 
+def find_home(tree, images):
+    """The uppermost folder in `tree` (at most 3 folders deep) that holds all `images`, or None.
+
+    `images` is {name: other names under which they may lie there}.
+    """
+    level = [tree] if tree.is_dir() else []
+    for depth in range(4):
+        if depth:
+            level = [folder / name for folder in level for name in class_folders(folder)]
+        for folder in level:
+            if all(any(is_there(folder / name) for name in (name, *others)) for name, others in images.items()):
+                return folder
+    return None
+
+
 # ---- small files -------------------------------------------------------------------------------------------
 
 
@@ -124,54 +147,54 @@ def names_of_index(path):
     return [f"{wnid} {name}" for wnid, name in sorted(names.items())]
 
 
-def index_fault(path):
+def index_problem(path):
+    """What is wrong with a few-shot index of ImageNet, or None."""
     try:
-        right = lines_hash(names_of_index(path)) == CLASSNAMES
-    except (LookupError, TypeError, ValueError):
-        right = False
-    return None if right else "does not hold the published class names"
+        if lines_hash(names_of_index(path)) == imagenet.CLASSNAMES:
+            return None
+    except (UserError, LookupError, AttributeError, TypeError):
+        pass  # no index at all
+    return "does not hold the published class names"
 
 
-def file_fault(name, path, dataset):
-    """What is wrong with the small file `name` at `path`, or None; `dataset` tells which split it should be."""
+def file_problem(name, path, published):
+    """What is wrong with the small file `name` at `path`, or None; a split must be the `published` one."""
     try:
         if name == "classnames.txt":
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            right = lines_hash(line for line in lines if line) == CLASSNAMES
+            right = not imagenet.classnames_problem(path)
         elif name.endswith(".json"):
-            right = is_published(read_split(path), PUBLISHED[dataset])
+            right = not split_problem(read_split(path), published)
         else:
             right = file_hash(path) == catalogue()["files"][name]["sha256"]
-    except (UserError, ValueError):
+    except UserError:
         right = False
     return None if right else f"is not the published {name}"
-
-
-def is_published(split, published):
-    """By the hash of the content; of two splits only the numbers of images and some few-shot picks are known."""
-    if published.split:
-        return split_hash(split) == published.split
-    sizes = {part: len(items) for part, items in split.items()}
-    return sizes == published.images and picks_hash(select_shots(split, shots=16, seed=1)) == published.picks
 
 
 # ---- archives ----------------------------------------------------------------------------------------------
 
 
-def link(archive):
-    return archive.get("url") or DRIVE_URL + archive["id"]
+def link(source):
+    """The link of {"url": ...}, of {"host": ..., "path": ...}, or of Google Drive's {"id": ...}."""
+    if "host" in source:
+        return f"{catalogue()['hosts'][source['host']]}/{source['path']}"
+    return source.get("url") or DRIVE_URL + source["id"]
 
 
 def name_of(archive):
-    return archive.get("name") or archive["url"].rsplit("/", 1)[1]
+    """The archive's file name."""
+    return archive.get("name") or link(archive).rsplit("/", 1)[1]
 
 
 def published_hash(archive):
     """(algorithm, hex digest), or None."""
-    return next(((name, archive[name]) for name in ("sha256", "md5") if name in archive), None)
+    for algorithm in ("sha256", "md5"):
+        if algorithm in archive:
+            return algorithm, archive[algorithm]
+    return None
 
 
-def archive_fault(archive, path):
+def archive_problem(archive, path):
     """What is wrong with the file at `path`, or None; without a published hash any archive will do."""
     size = path.stat().st_size
     if size != archive.get("size", size):

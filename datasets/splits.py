@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from dassl.utils import UserError, read_json, write_atomic, write_json
+from dassl.utils import BadFile, UserError, read_json, write_atomic, write_json
 from dassl.utils.download import alone, file_hash
 
 from .pickles import read_pickled
@@ -31,16 +31,44 @@ class Item(NamedTuple):
 def read_split(path):
     """Read a split file: {"train" | "val" | "test": [[path, label, class name], ...]}.
 
-    The order of its rows is kept: it decides which images a seed selects. Any other form raises UserError.
+    The order of its rows is kept: it decides which images a seed selects. Any other form raises UserError that
+    names the file and the row.
     """
     try:
-        rows = read_json(path)
-        return {part: [Item(file, int(label), name) for file, label, name in rows[part]] for part in PARTS}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a split file (train, val and test as lists of [path, label, class name]): "
-            "get it again, see DATASETS.md"
-        ) from error
+        stored = read_json(path)
+    except BadFile as error:
+        raise not_a_split(path, f"it is no JSON ({error.__cause__ or error})") from error
+    return {part: read_rows(stored, part, path) for part in PARTS}
+
+
+def read_rows(stored, part, path):
+    """The rows of one part of the JSON object `stored`, which comes from the file `path`, as `Item`s."""
+    rows = stored.get(part) if isinstance(stored, dict) else None
+    if not isinstance(rows, list):
+        raise not_a_split(path, f'it has no list "{part}"')
+    for number, row in enumerate(rows):
+        if problem := row_problem(row):
+            raise not_a_split(path, f"in {part}[{number}] {problem}, but a row is [path, label, class name]")
+    return [Item(*row) for row in rows]
+
+
+def not_a_split(path, reason):
+    """The error for a file that is not what it should be."""
+    return UserError(f"{path} is not a split file: {reason}; get it again, see docs/DATASETS.md")
+
+
+def row_problem(row):
+    """What is wrong with one row of a split file, or ""."""
+    if not isinstance(row, list) or len(row) != 3:
+        return f"there is {repr(row)[:80]}"
+    path, label, name = row
+    if not isinstance(path, str) or not path or "\0" in path:
+        return f"the path is {repr(path)[:80]}"
+    if type(label) is not int or label < 0:
+        return f"the label is {repr(label)[:80]}, not a whole number from 0"
+    if not isinstance(name, str) or not name.strip():
+        return f"the class name is {repr(name)[:80]}, not a text"
+    return ""
 
 
 def write_split(path, split):
@@ -49,26 +77,36 @@ def write_split(path, split):
 
 
 def split_hash(split):
-    """SHA-256 (hex) of the split as compact ASCII JSON with sorted keys: equal for all copies of a split,
-    however their files are indented or end."""
+    """SHA-256 (hex) of the split as compact ASCII JSON with sorted keys.
+
+    It is equal for all copies of a split, however their files are indented or end.
+    """
     text = json.dumps(split, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def check_classes(split, name):
-    """Raise UserError unless every label from 0 to the highest in the split has training images.
+    """Raise UserError unless every label from 0 to the highest in the split has training images, and one name.
 
-    To be asked of the whole split: base and new classes are numbered from the training images, so that a
-    class without any would silently leave the test set too.
+    Ask it of the whole split: base and new classes are numbered from the training images, so that a class
+    without any would silently leave the test set too.
     """
-    names = {item.label: item.classname for items in split.values() for item in items}
+    names = {}
+    for items in split.values():
+        for item in items:
+            known = names.setdefault(item.label, item.classname)
+            if known != item.classname:
+                raise UserError(f"{name}: label {item.label} is {known!r} and {item.classname!r}, see docs/DATASETS.md")
+    trained = sorted({item.label for item in split["train"]})
     classes = max(names, default=-1) + 1
-    missing = sorted(set(range(classes)) - {item.label for item in split["train"]})
-    if missing:
-        first = names.get(missing[0], f"label {missing[0]}")
-        raise UserError(
-            f"{name}: no training images for {len(missing)} of {classes} classes (first: {first}), see DATASETS.md"
-        )
+    if len(trained) == classes:
+        return
+    # the first label that is not its own rank: a list of all labels could be as long as a label is high
+    first = next((rank for rank, label in enumerate(trained) if rank != label), len(trained))
+    raise UserError(
+        f"{name}: no training images for {classes - len(trained):,} of {classes:,} classes "
+        f"(first: {names.get(first, f'label {first}')}), see docs/DATASETS.md"
+    )
 
 
 # ---- few shots ---------------------------------------------------------------------------------------------
@@ -98,9 +136,10 @@ def _draw(items, shots, stream):
     by_class = defaultdict(list)  # insertion order = order of first appearance
     for item in items:
         by_class[item.label].append(item)
-    return [
-        pick for group in by_class.values() for pick in (stream.sample(group, shots) if len(group) >= shots else group)
-    ]
+    drawn = []
+    for group in by_class.values():
+        drawn += stream.sample(group, shots) if len(group) >= shots else group
+    return drawn
 
 
 def few_shot(folder, split, digest, shots, seed, parts=("train", "val")):
@@ -124,7 +163,8 @@ def few_shot(folder, split, digest, shots, seed, parts=("train", "val")):
     if pickled.is_file():
         selected = read_pickled(pickled, split, parts, shots)
         differs = seed >= 0 and selected != select_shots(split, shots, seed, parts)
-        print(f"Few-shot picks of {pickled}" + differs * f": not those that seed {seed} draws, but they win as in CoOp")
+        note = f": not those that seed {seed} draws, but they win as in CoOp" if differs else ""
+        print(f"Few-shot picks of {pickled}{note}")
     else:
         print(f"Creating a {shots}-shot dataset")
         selected = select_shots(split, shots, seed, parts)
@@ -133,18 +173,18 @@ def few_shot(folder, split, digest, shots, seed, parts=("train", "val")):
 
 def read_selection(cache, identity, parts):
     """({part: items}, "") of the file `cache`, or (None, why it can't serve; "" where there is none)."""
+    if not cache.exists():
+        return None, ""
     try:
         stored = read_json(cache)
-        selected = {part: [Item(*row) for row in stored[part]] for part in parts}
-        if any(stored[key] != identity[key] for key in ("split", "shots", "seed")):
-            return None, "belongs to another split"
-        if stored.get("pickle") != identity.get("pickle", stored.get("pickle")):
-            return None, f"has not the picks of {cache.stem}.pkl"
-        return selected, ""
-    except FileNotFoundError:
-        return None, ""
-    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        selected = {part: read_rows(stored, part, cache) for part in parts}
+    except UserError:
         return None, "is damaged"
+    if any(stored.get(key) != identity[key] for key in ("split", "shots", "seed")):
+        return None, "belongs to another split"
+    if "pickle" in identity and stored.get("pickle") != identity["pickle"]:
+        return None, f"has not the picks of {cache.stem}.pkl"
+    return selected, ""
 
 
 def _keep_first(cache, identity, selected):
@@ -176,17 +216,29 @@ def subsample_classes(*items, subsample):
     """Keep all, base or new classes of each list -> lists in the order given.
 
     Of the sorted labels in the first list, the first ceil(n/2) are base and the rest new; both are numbered
-    from 0 again. Any other `subsample` raises UserError.
+    from 0 again. UserError for any other `subsample`, and where one of the halves would have a single class: its
+    accuracy would be 100% whatever was learned.
     """
-    if subsample not in ("all", "base", "new"):
-        raise UserError(f'DATASET.SUBSAMPLE_CLASSES is "{subsample}": it can be all, base or new')
     if subsample == "all":
         return list(items)
-    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
-    labels = sorted({item.label for item in items[0]})
+    renumbered = choose_labels({item.label for item in items[0]}, subsample)
+    kept = []
+    for group in items:
+        kept.append([item._replace(label=renumbered[item.label]) for item in group if item.label in renumbered])
+    return kept
+
+
+def choose_labels(labels, subsample):
+    """{label: its new number} of the base or new ones among the `labels`; errors as in `subsample_classes`."""
+    if subsample not in ("base", "new"):
+        raise UserError(f'DATASET.SUBSAMPLE_CLASSES is "{subsample}": it can be all, base or new')
+    labels = sorted(labels)
     half = math.ceil(len(labels) / 2)
+    if len(labels) - half < 2:
+        raise UserError(
+            f"{len(labels)} classes are too few for base and new classes, which takes two of each: "
+            "use DATASET.SUBSAMPLE_CLASSES all (the script few_shot.sh)"
+        )
+    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
     chosen = labels[:half] if subsample == "base" else labels[half:]
-    renumbered = {label: new for new, label in enumerate(chosen)}
-    return [
-        [item._replace(label=renumbered[item.label]) for item in group if item.label in renumbered] for group in items
-    ]
+    return {label: new for new, label in enumerate(chosen)}

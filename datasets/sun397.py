@@ -3,6 +3,7 @@
 from dassl.data.datasets import DATASET_REGISTRY
 
 from .base import SplitDataset
+from .published import Published
 
 
 @DATASET_REGISTRY.register()
@@ -11,3 +12,8 @@ class SUN397(SplitDataset):
     aliases = ("SUN397",)
     image_dir = "SUN397"
     split_file = "split_zhou_SUN397.json"
+    published = Published(
+        classes=397,
+        images=dict(train=15880, val=3970, test=19850),
+        picks="4f0fcf0ddbbe/e1255316553e",
+    )

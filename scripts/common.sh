@@ -1,26 +1,53 @@
 # Shared by all scripts (sourced, not run): settings, output folders, and the one place where a run is started.
+if [ -z "${BASH_VERSION:-}" ]; then
+  echo "Error: this needs bash; type: bash $0 $*" >&2
+  exit 2
+fi
 set -euo pipefail
-SCRIPT=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")  # links are not followed: scripts/coop is one to scripts/skip
-# The dataset custom: IMAGES (or DATA) and CLASSNAMES are the user's own files, seen from where the script was called.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+FOLDER=$(cd "$(dirname "$0")" && pwd)  # links are not followed: scripts/coop is one
+FOLDER=${FOLDER#"$ROOT"/}
+export CALLED_FROM=${CALLED_FROM:-$PWD}  # kept by the scripts that a script starts
+SHOWN=  # what must stand before our paths in the commands that we print
+if [ "$CALLED_FROM" != "$ROOT" ]; then SHOWN=$ROOT/; fi
+
+# absolute NAME...: these variables hold paths, seen from where the script was called.
+absolute() {
+  local name path
+  for name; do
+    path=${!name}
+    case $path in
+      "" | /*) ;;
+      "~" | "~/"*) path=$HOME${path#"~"} ;;
+      *) path=$CALLED_FROM/$path ;;
+    esac
+    printf -v "$name" %s "$path"
+  done
+}
+
+if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON=${PYTHON:-$ROOT/.venv/bin/python}; fi
+PYTHON=${PYTHON:-python3}
+case $PYTHON in */*) absolute PYTHON ;; esac
+# The dataset custom: IMAGES (or DATA) and CLASSNAMES are the user's own files.
 IMAGES=${IMAGES:-${DATA:-}}
 CLASSNAMES=${CLASSNAMES:-}
-for name in IMAGES CLASSNAMES; do
-  if [[ -n ${!name} && ${!name} != /* ]]; then printf -v $name %s "$PWD/${!name}"; fi
-done
+DATA=${DATA:-}
+OUTPUT=${OUTPUT:-}
+CFG=${CFG:-}  # name of a file in configs/trainers/$TRAINER, or a path
+case $CFG in */*) absolute CFG ;; esac
+if [ -n "$SHOWN" ]; then absolute DATA OUTPUT; fi
+DATA=${DATA:-./data}  # in the project's folder, wherever the script was called
+OUTPUT=${OUTPUT:-${DEFAULT_OUTPUT:-./output}}
+absolute IMAGES CLASSNAMES
 export IMAGES CLASSNAMES
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-SCRIPT=${SCRIPT#"$PWD"/}
-FOLDER=$(dirname "$SCRIPT")
+cd "$ROOT"
 
-if [ -x .venv/bin/python ]; then PYTHON=${PYTHON:-.venv/bin/python}; fi
-PYTHON=${PYTHON:-python3}
-DATA=${DATA:-./data}
-OUTPUT=${OUTPUT:-./output}
-# scripts/clip_adapter/ is for the trainer CLIPAdapter, and so on; scripts/skip/ is for any TRAINER.
+# scripts/clip_adapter/ is for the trainer CLIPAdapter, and so on; scripts/protocols/ is for any TRAINER, by default, as
+# scripts/skip/, for Skip Tuning.
 METHOD=$(basename "$FOLDER")
 TRAINER=$(ls configs/trainers | grep -ix "${METHOD//_/}" || echo "${TRAINER:-SkipTuning}")
 SEEDS=${SEEDS:-1 2 3}
-OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py; each ablation sets its own
+OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py, quoted as in a shell; each ablation sets its own
 PREC=${PREC:-}        # fp32, bf16, amp ...: the trainer's own option; empty: as its preset says
 
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
@@ -28,30 +55,85 @@ VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
 failed=
 settings=  # what must stand before the commands that `attempt` remembers
 
-# arguments NAMES LEAST MOST "$@": stops with a usage line unless the script got LEAST to MOST arguments.
+# fail CODE WORD...: one line on stderr, then the end.
+fail() {
+  echo "${*:2}" >&2
+  exit "$1"
+}
+
+# arguments NAMES LEAST MOST "$@": stops with a usage line unless the script got LEAST to MOST arguments. With MOST
+# "more", flags of train.py or KEY VALUE pairs may follow.
 arguments() {
-  if (($# - 3 < $2 || $# - 3 > $3)) || [[ ${4:-} == -* ]]; then
-    echo "usage: [DATA=... PRESET=paper|official|recommended|matched|cached PREC=... CFG=... SHOTS=... OUTPUT=... TRAINER=... SEEDS=... PYTHON=...] bash $SCRIPT $1" >&2
-    exit 2
+  local names=$1 least=$2 most=$3 wrong=
+  shift 3
+  if (($# < least)) || [[ ${1:-} == -* ]]; then
+    wrong=1
+  elif [ "$most" = more ]; then
+    shift "$least"
+    if [[ ${1:-} != -* ]] && (($# % 2)); then wrong=1; fi
+  elif (($# > most)); then
+    wrong=1
+  fi
+  if [ -n "$wrong" ]; then
+    fail 2 "usage: [DATA=... PRESET=paper|official|recommended|matched|cached PREC=... CFG=... SHOTS=... OUTPUT=..." \
+      "TRAINER=... SEEDS=... OPTIONS=... PYTHON=...] bash $SHOWN$FOLDER/$(basename "$0") $names"
   fi
 }
 
-# place STAGE DATASET SEED: sets shots, cfg (the name of the trainer's YAML file) and folder (where the run leaves its files).
+# quoted WORD: the word as a shell reads it.
+quoted() { printf "'%s'" "$(sed "s/'/'\\\\''/g" <<<"$1")"; }
+
+# recipe PROTOCOL DATASET: sets files (what train.py merges: the method's own file, the protocol's, the preset's) and cfg
+# (their name in the output folder).
+recipe() {
+  local own model=vit_b16 preset=${PRESET:-} suffix=_$1 file shared
+  if [ "$preset" = recommended ]; then preset=; fi
+  if [ "$1" = base2new ]; then suffix=; fi
+  if [ "$2" = emoji ] && [ "$1" != xd ]; then model=embedded suffix=; fi
+  own=configs/trainers/$TRAINER/$model.yaml
+  if [ -n "$CFG" ]; then
+    suffix=
+    case $CFG in
+      /*) own=$CFG model=$(basename "${CFG%.yaml}") ;;
+      *) own=configs/trainers/$TRAINER/$CFG.yaml model=$CFG ;;
+    esac
+    # A whole name, such as vit_b16_paper, is a file and a preset.
+    if [[ ! -e $own && $CFG =~ ^(vit_b16|embedded)_(.+)$ ]]; then
+      model=${BASH_REMATCH[1]} preset=${BASH_REMATCH[2]}
+      own=configs/trainers/$TRAINER/$model.yaml
+    fi
+  fi
+  cfg=$model${preset:+_$preset}$suffix
+  files=("$own" "configs/overlays/$1.yaml")
+  if [ -n "$preset" ]; then
+    file=configs/trainers/$TRAINER/$preset.yaml
+    for shared in "configs/overlays/${model}_$preset.yaml" "configs/overlays/$preset.yaml"; do
+      if [[ ! -e $file && -e $shared ]]; then file=$shared; fi
+    done
+    files+=("$file")
+  fi
+}
+
+# offered: whether the trainer has the recipe that `place` found. Without training there is nothing to match, and
+# Skip Tuning's own recipe is what the others are matched with.
+offered() {
+  case $TRAINER:$cfg in
+    ZeroshotCLIP:*_matched* | TipAdapter:*_matched* | SkipTuning:vit_b16_matched*) return 1 ;;
+  esac
+  [ -e "${files[${#files[@]} - 1]}" ]
+}
+
+# place STAGE DATASET SEED: sets shots, what `recipe` sets, and folder (where the run leaves its files).
 place() {
   case $2 in
     emoji) shots=${SHOTS:-5} ;;  # all it has
     *) shots=${SHOTS:-16} ;;
   esac
-  local preset=${PRESET:-recommended}
-  preset=_$preset
-  preset=${preset#_recommended}
-  case $1:$2 in
-    xd_*) cfg=vit_b16${preset}_xd ;;
-    *:emoji) cfg=embedded$preset ;;
-    few_shot:*) cfg=vit_b16${preset}_few_shot ;;
-    *) cfg=vit_b16$preset ;;
+  case $1 in
+    base2new_*) recipe base2new "$2" ;;
+    few_shot) recipe few_shot "$2" ;;
+    xd_*) recipe xd "$2" ;;
   esac
-  cfg=${CFG:-$cfg}
   case $1 in
     base2new_train) folder=base2new/train_base/$2/shots_$shots/$TRAINER/$cfg ;;
     base2new_test) folder=base2new/test_new/$2/shots_$shots/$TRAINER/$cfg ;;
@@ -71,37 +153,45 @@ finished() {
 trained() {
   place "$1" "$2" "$3"
   if [ ! -e "$folder/result.json" ]; then
-    echo "Error: no finished training in $folder; run this first, with the same settings: bash $FOLDER/$4" >&2
-    exit 1
+    if [[ $folder != /* ]]; then folder=$SHOWN$folder; fi
+    fail 1 "Error: no finished training in $folder; run this first, with the same settings: bash $SHOWN$FOLDER/$4"
   fi
 }
 
-# run STAGE DATASET SEED: one call of train.py, which skips a finished run and resumes an unfinished one.
+# run STAGE DATASET SEED [FLAG...] [KEY VALUE...]: one call of train.py, which skips a finished run and resumes an
+# unfinished one.
 run() {
-  local stage=$1 dataset=$2 seed=$3 classes=all root=$DATA shots cfg folder
-  set --
+  local stage=$1 dataset=$2 seed=$3 classes=all root=$DATA model= shots cfg folder files words word
+  shift 3
   case $stage in
     base2new_train) classes=base ;;
     base2new_test)
       classes=new
       trained base2new_train "$dataset" "$seed" "base2new_train.sh $dataset $seed"
-      set -- --eval-only --model-dir "$folder" ;;
+      model=$folder ;;
     xd_test)
       trained xd_train imagenet "$seed" "xd_train.sh $seed"
-      set -- --eval-only --model-dir "$folder" ;;
+      model=$folder ;;
   esac
-  if [ "$dataset" = custom ]; then
-    root=$OUTPUT  # the folder with the pictures is only read: their split is kept with the results
-    set -- "$@" DATASET.IMAGES "$IMAGES" DATASET.CLASSNAMES "$CLASSNAMES" DATASET.TEMPLATE "${TEMPLATE:-}"
-  fi
+  if [ "$dataset" = custom ]; then root=$OUTPUT; fi  # the folder with the images is only read: their split is kept here
   place "$stage" "$dataset" "$seed"
-  local node  # the trainer's options; full fine-tuning has Skip Tuning's
-  node=$(tr a-z A-Z <<<"${TRAINER/FinetuneCLIP/SkipTuning}")
-  "$PYTHON" train.py --root "$root" --seed "$seed" --trainer "$TRAINER" \
-    --dataset-config-file "configs/datasets/$dataset.yaml" \
-    --config-file "configs/trainers/$TRAINER/$cfg.yaml" \
-    --output-dir "$folder" "$@" DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes" \
-    ${PREC:+"TRAINER.$node.PREC" "$PREC"} $OPTIONS
+  words=(--root "$root" --seed "$seed" --trainer "$TRAINER" --dataset-config-file "configs/datasets/$dataset.yaml")
+  words+=(--config-file "${files[@]}" --output-dir "$folder")
+  if [ -n "$model" ]; then words+=(--eval-only --model-dir "$model"); fi
+  if [[ ${1:-} == -* ]]; then  # flags stand before pairs
+    words+=("$@")
+    shift $#
+  fi
+  if [ "$dataset" = custom ]; then
+    words+=(DATASET.IMAGES "$IMAGES" DATASET.CLASSNAMES "$CLASSNAMES" DATASET.TEMPLATE "${TEMPLATE:-}")
+  fi
+  words+=(DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES "$classes")
+  if [ -n "$PREC" ]; then words+=("TRAINER.$(tr a-z A-Z <<<"$TRAINER").PREC" "$PREC"); fi
+  if [[ $OPTIONS == *[![:space:]]* ]]; then
+    xargs true <<<"$OPTIONS" 2>/dev/null || fail 2 "Error: a quote is not closed in OPTIONS: $OPTIONS"
+    while IFS= read -r word; do words+=("$word"); done < <(xargs printf '%s\n' <<<"$OPTIONS")
+  fi
+  "$PYTHON" train.py "${words[@]}" "$@"
 }
 
 # attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.
@@ -110,12 +200,12 @@ attempt() {
   echo "== $settings$*"
   bash "$FOLDER/$1" "${@:2}" || status=$?
   if ((status == 130)); then exit 130; fi
-  if ((status)); then failed+="  ${settings}bash $FOLDER/$*"$'\n'; fi
+  if ((status)); then failed+="  ${settings}bash $SHOWN$FOLDER/$*"$'\n'; fi
 }
 
 # base2new DATASET SEED: both halves of base-to-new, as far as they are not finished.
 base2new() {
-  local stage shots cfg folder
+  local stage shots cfg folder files
   for stage in base2new_train base2new_test; do
     place $stage "$1" "$2"
     if ! finished; then attempt $stage.sh "$1" "$2"; fi

@@ -3,25 +3,25 @@
 # the paper's Tables 1 and 5 for it, with the paper's own numbers beside:
 #   bash scripts/compare.sh emoji
 # TRAINERS and PRESETS choose some of them; PREC=bf16 takes half the time where the CPU has bf16. Seed by seed, the
-# methods take turns; what is finished is not run again.
-OUTPUT=${OUTPUT:-output/compare}
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# methods take turns; what is finished is not run again. Memory is measured.
+DEFAULT_OUTPUT=output/compare
+. "$(dirname "$0")/common.sh"
 arguments DATASET 1 1 "$@"
-FOLDER=scripts/skip  # whose verbs serve any TRAINER
+FOLDER=scripts/protocols
 trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
-export OUTPUT PYTHON PREC
+OPTIONS="TRAIN.MEASURE_MEMORY True${OPTIONS:+ $OPTIONS}"
+export OUTPUT PYTHON PREC OPTIONS
 
 for seed in $SEEDS; do
-  for trainer in ${TRAINERS:-$(ls configs/trainers)}; do
-    for preset in ${PRESETS:-recommended matched cached}; do
-      export TRAINER=$trainer PRESET=$preset
-      settings="TRAINER=$trainer PRESET=$preset "
+  for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
+    for PRESET in ${PRESETS:-recommended matched cached}; do
+      export TRAINER PRESET
+      settings="OUTPUT=$OUTPUT OPTIONS=$(quoted "$OPTIONS") TRAINER=$TRAINER PRESET=$PRESET "
       place base2new_train "$1" 1
-      if [ ! -e "configs/trainers/$trainer/$cfg.yaml" ]; then continue; fi  # not every method has every recipe
-      base2new "$1" "$seed"
+      if offered; then base2new "$1" "$seed"; fi
     done
   done
 done
 status=0
-"$PYTHON" -m benchmarks.comparison "$OUTPUT" || status=1
+"$PYTHON" -m results.comparison "$OUTPUT" || status=1
 finish $status

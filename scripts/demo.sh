@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Three methods, three seeds, base-to-new on the embedded dataset with the embedded model, then the table.
-OUTPUT=${OUTPUT:-output/demo}
-CFG=embedded
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+DEFAULT_OUTPUT=output/demo
+CFG=embedded PRESET=
+. "$(dirname "$0")/common.sh"
 arguments "" 0 0 "$@"
-export OUTPUT CFG TRAINER PYTHON PYTHONUNBUFFERED=1
+OPTIONS="TRAIN.MEASURE_MEMORY True${OPTIONS:+ $OPTIONS}"
+export OUTPUT CFG PRESET OPTIONS TRAINER PYTHON PYTHONUNBUFFERED=1
 
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
@@ -35,7 +36,7 @@ for seed; do
       if [ $stage = base2new_train ]; then classes=base; else classes=new; fi
       place $stage emoji "$seed"
       if finished; then continue; fi
-      bash scripts/skip/$stage.sh emoji "$seed" 2>"$errors" |
+      bash scripts/protocols/$stage.sh emoji "$seed" 2>"$errors" |
         progress "[$count/$total] $TRAINER, seed $seed, $classes classes" || {
         tail -n 3 "$errors" >&2
         exit 1

@@ -67,7 +67,7 @@ def test_every_point_is_trained_and_tested_with_only_its_options_changed(ablate,
     done = ablate(what, SEEDS="1")
     assert done.returncode == 0, done.stderr
     calls = ablate.calls()
-    assert calls.pop() == f"-m benchmarks.ablation ablate/{what}"
+    assert calls.pop() == f"-m results.ablation ablate/{what}"
     expected = []
     for name, options in GRIDS[what].items():
         words = options.split()
@@ -100,7 +100,7 @@ def test_a_second_time_only_the_table_is_made(ablate):
     ablate("lambda", SEEDS="1")
     ablate.calls()
     assert ablate("lambda", SEEDS="1").returncode == 0
-    assert ablate.calls() == ["-m benchmarks.ablation ablate/lambda"]
+    assert ablate.calls() == ["-m results.ablation ablate/lambda"]
 
 
 def test_train_py_is_asked_again_about_results_older_than_a_config(ablate, tmp_path):
@@ -131,7 +131,7 @@ def test_a_failing_run_does_not_stop_the_others_and_its_command_is_listed(ablate
 
 
 def test_an_incomplete_table_fails_the_script(ablate):
-    assert ablate("omega", SEEDS="1", FAIL_ON="benchmarks.ablation").returncode == 1
+    assert ablate("omega", SEEDS="1", FAIL_ON="results.ablation").returncode == 1
 
 
 def test_ctrl_c_stops_the_grid(ablate):

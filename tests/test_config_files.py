@@ -112,7 +112,7 @@ def test_trainer_file_starts_with_the_command_that_uses_it(path):
 
 def imported(paths):
     """Names of the packages that these files import, neither ours nor Python's."""
-    ours = {"clip", "dassl", "datasets", "trainers", "train", "parse_test_res"}
+    ours = {"clip", "dassl", "datasets", "trainers", "train", "parse_test_res", "results"}
     names = set()
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -125,9 +125,10 @@ def imported(paths):
 
 def test_requirements_are_exactly_what_the_code_imports():
     code = [ROOT / "train.py", ROOT / "predict.py", ROOT / "parse_test_res.py"]
-    code += [path for package in ("clip", "dassl", "datasets", "trainers") for path in ROOT.glob(f"{package}/**/*.py")]
+    packages = ("clip", "dassl", "datasets", "trainers", "results")
+    code += [path for package in packages for path in ROOT.glob(f"{package}/**/*.py")]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     required = {re.match(r"\w+", line)[0] for line in lines}
-    optional = {"tensorboard", "gdown"}
+    optional = {"tensorboard", "gdown", "matplotlib"}
     module_names = {"Pillow": "PIL", "PyYAML": "yaml"}
     assert imported(code) - optional == {module_names.get(name, name) for name in required}

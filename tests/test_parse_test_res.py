@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import parse_test_res
-from parse_test_res import PUBLISHED, main
+from parse_test_res import main
+from results.published import PUBLISHED
 
 SCRIPT = Path(parse_test_res.__file__)
 

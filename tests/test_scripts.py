@@ -391,7 +391,7 @@ def test_compare_runs_every_recipe_of_every_method_and_seed_and_prints_the_paper
     done = shell("compare.sh", "emoji", SEEDS="1 2", TRAINERS="CLIPAdapter ZeroshotCLIP")
     assert done.returncode == 0, done.stderr
     *calls, table = shell.calls
-    assert table == f"-m benchmarks.comparison {shell.output}"
+    assert table == f"-m results.comparison {shell.output}"
     trained = [call.split("--output-dir ")[1].split()[0] for call in calls if "--eval-only" not in call]
     recipes = ["CLIPAdapter/embedded", "CLIPAdapter/embedded_matched", "CLIPAdapter/embedded_cached"]
     recipes.append("ZeroshotCLIP/embedded")

@@ -114,6 +114,47 @@ def test_key_value_pairs_beat_flags_and_flags_beat_yaml(yaml_file):
     assert configured("--output-dir", "from_flag", "OUTPUT_DIR", "from_pair").OUTPUT_DIR == "from_pair"
 
 
+def test_config_files_are_merged_in_their_order_and_pairs_may_follow_them(yaml_file, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("SEED: 8\nVERBOSE: False\n")
+    cfg = configured("--config-file", yaml_file, other, "OPTIM.LR", "0.5")
+    assert (cfg.SEED, cfg.VERBOSE, cfg.OUTPUT_DIR, cfg.OPTIM.LR) == (8, False, "from_yaml", 0.5)
+    assert configured("--config-file", other, yaml_file).SEED == 7
+    assert configured("--config-file", yaml_file, "DATASET.CLASSNAMES", "names.yaml").DATASET.CLASSNAMES == "names.yaml"
+
+
+def test_overlays_decide_which_rows_hold_and_more_conditions_win(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "SEED: 2\nOVERRIDES: {few_shot+Emoji: {SEED: 5}, few_shot: {SEED: 4, VERBOSE: False}, xd: {SEED: 6}}\n"
+    )
+    (tmp_path / "few_shot.yaml").write_text("PROTOCOL: few_shot\nOVERRIDES: {few_shot: {OPTIM: {MAX_EPOCH: 3}}}\n")
+    own = ["--config-file", tmp_path / "own.yaml"]
+    assert configured(*own).SEED == 2
+    cfg = configured(*own, tmp_path / "few_shot.yaml")
+    assert (cfg.PROTOCOL, cfg.SEED, cfg.VERBOSE, cfg.OPTIM.MAX_EPOCH) == ("few_shot", 4, False, 3)
+    assert configured(*own, tmp_path / "few_shot.yaml", *DATASET_FILE).SEED == 5
+    assert configured(*own, "PROTOCOL", "xd").SEED == 6
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "some.yaml").write_text("DATASET: {IMAGES: ~/images}\n")
+    cfg = configured("--config-file", "~/some.yaml", "--output-dir=~/o", "--root=~/d", "DATASET.CLASSNAMES", "~/n.yaml")
+    paths = cfg.OUTPUT_DIR, cfg.DATASET.ROOT, cfg.DATASET.IMAGES, cfg.DATASET.CLASSNAMES
+    assert paths == tuple(str(tmp_path / name) for name in ("o", "d", "images", "n.yaml"))
+
+
+def test_seed_minus_1_is_drawn_once_for_an_output_folder(tmp_path):
+    argv = ["--seed", -1, "--output-dir"]
+    drawn = [configured(*argv, tmp_path / "new").SEED for _ in range(3)]
+    assert min(drawn) >= 0 and len(set(drawn)) == 3
+    (tmp_path / "config.yaml").write_text("SEED: 123\n")
+    assert configured(*argv, tmp_path).SEED == 123
+    (tmp_path / "config.yaml").write_text("- no options\n")
+    with pytest.raises(UserError, match="another --output-dir"):
+        configured(*argv, tmp_path)
+
+
 def test_trainer_yaml_beats_dataset_yaml(yaml_file, tmp_path):
     other = tmp_path / "dataset.yaml"
     other.write_text("SEED: 8\nVERBOSE: False\n")
@@ -123,7 +164,7 @@ def test_trainer_yaml_beats_dataset_yaml(yaml_file, tmp_path):
 
 def test_what_a_file_has_for_the_dataset_asked_for_beats_the_file_and_the_command_line_beats_both(tmp_path):
     path = tmp_path / "some.yaml"
-    path.write_text("OPTIM: {MAX_EPOCH: 9}\nFOR: {Emoji: {OPTIM: {MAX_EPOCH: 3}, SEED: 4}, 8shots: {SEED: 5}}\n")
+    path.write_text("OPTIM: {MAX_EPOCH: 9}\nOVERRIDES: {Emoji: {OPTIM: {MAX_EPOCH: 3}, SEED: 4}, 8shots: {SEED: 5}}\n")
     cfg = configured("--config-file", path, *DATASET_FILE)
     assert (cfg.OPTIM.MAX_EPOCH, cfg.SEED) == (3, 4)
     cfg = configured("--config-file", path, *DATASET_FILE, "--seed", 6, "OPTIM.MAX_EPOCH", 2)
@@ -132,14 +173,14 @@ def test_what_a_file_has_for_the_dataset_asked_for_beats_the_file_and_the_comman
 
 
 def test_config_yaml_holds_what_ran_and_serves_as_config_file(run, tmp_path):
-    (tmp_path / "some.yaml").write_text("FOR: {Emoji: {OPTIM: {MAX_EPOCH: 0}}, ImageNet: {SEED: 5}}\n")
+    (tmp_path / "some.yaml").write_text("OVERRIDES: {Emoji: {OPTIM: {MAX_EPOCH: 7}}, ImageNet: {SEED: 5}}\n")
     argv = ["--trainer", "ZeroshotCLIP", *DATASET_FILE, "--config-file", tmp_path / "some.yaml", "--no-train"]
     opts = ["MODEL.BACKBONE.NAME", "ViT-XS/16-icons", "INPUT.SIZE", "(64, 64)", *SMALL]
     assert run(*argv, "--output-dir", tmp_path / "run", *opts).code == 0
     record = (tmp_path / "run/config.yaml").read_text()
-    assert "OPTIM.MAX_EPOCH: 0\n" in record and "FOR." not in record
+    assert "OPTIM.MAX_EPOCH: 7\n" in record and "OVERRIDES" not in record
     again = configured("--config-file", tmp_path / "run/config.yaml")
-    assert (again.OPTIM.MAX_EPOCH, again.SEED, again.TRAINER.NAME) == (0, 1, "ZeroshotCLIP")
+    assert (again.OPTIM.MAX_EPOCH, again.SEED, again.TRAINER.NAME) == (7, 1, "ZeroshotCLIP")
 
 
 def test_flags_reach_their_config_keys_as_they_are_written():
@@ -147,8 +188,8 @@ def test_flags_reach_their_config_keys_as_they_are_written():
     cfg = configured(*flags.split(), "--target-domains", "t")
     assert (cfg.DATASET.ROOT, cfg.RESUME, cfg.TRAINER.NAME) == ("2024", "r", "T")
     assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == ("B", "H")
-    assert (cfg.INPUT.TRANSFORMS, cfg.DATASET.SOURCE_DOMAINS) == (["a", "b"], ["s"])
-    assert cfg.DATASET.TARGET_DOMAINS == ["t"]
+    assert (cfg.INPUT.TRANSFORMS, cfg.DATASET.SOURCE_DOMAINS) == (("a", "b"), ("s",))
+    assert cfg.DATASET.TARGET_DOMAINS == ("t",)
 
 
 def test_root_is_the_data_variable_or_the_data_folder(monkeypatch):
@@ -239,9 +280,37 @@ def test_no_train_builds_everything_and_writes_no_result(run, tmp_path):
     assert "epoch [" not in done.out and not (tmp_path / "result.json").exists()
 
 
-def test_without_epochs_the_untrained_model_is_tested(run, tmp_path):
-    assert run(*EMBEDDED, "--output-dir", tmp_path, *TWO_EPOCHS, "OPTIM.MAX_EPOCH", 0).code == 0
-    assert (tmp_path / "result.json").exists()
+def test_an_unseeded_run_resumes_with_the_seed_that_it_drew(run, tmp_path, monkeypatch):
+    argv = [*EMBEDDED, "--output-dir", tmp_path, "--seed", -1, *TWO_EPOCHS]
+    trainer = TRAINER_REGISTRY.get("SkipTuning")
+
+    def press(self):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "run_epoch", press)
+        assert run(*argv).code == 130
+    seed = train.read_yaml(tmp_path / "config.yaml")["SEED"]
+    done = run(*argv)
+    assert done.code == 0 and f"Setting fixed seed: {seed}\n" in done.out and "epoch [2/2]" in done.out
+    assert json.loads((tmp_path / "result.json").read_text())["seed"] == seed
+    assert run(*argv).out.startswith("Finished before: ")
+
+
+def test_config_yaml_says_how_many_epochs_the_steps_were(run, tmp_path):
+    argv = [*EMBEDDED, "--output-dir", tmp_path, "--no-train", *TWO_EPOCHS, "OPTIM.STEPS_PER_SHOT", 7]
+    assert run(*argv).code == 0
+    assert train.read_yaml(tmp_path / "config.yaml")["OPTIM.MAX_EPOCH"] == 3  # 7 steps, 3 batches in an epoch
+    assert run(*argv).code == 0  # the same run
+
+
+def test_flags_for_tests_do_not_start_a_training_and_nothing_is_not_resumed(finished, run, tmp_path):
+    argv = [*EMBEDDED, "--output-dir", tmp_path / "run", *TWO_EPOCHS]
+    for flags in (["--model-dir", finished], ["--load-epoch", 2], ["--resume", tmp_path / "no"], ["--resume", ROOT]):
+        done = run(*flags, *argv)
+        assert done.code == 1 and flags[0] in done.err and len(done.err.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_weights(finished, run, tmp_path, monkeypatch):
@@ -274,6 +343,15 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_weights(finished, run, tmp
 BAD_INPUT = {
     "unknown trainer": (["--trainer", "SkipTunning"], ["SkipTunning", '"SkipTuning"']),
     "no trainer": ([], ["TRAINER.NAME", "--trainer"]),
+    "no config file": (
+        ["--trainer", "CoOp", *DATASET_FILE],
+        ["--config-file", "configs/trainers/CoOp/embedded.yaml or configs/trainers/CoOp/vit_b16.yaml"],
+    ),
+    "missing overlay": (
+        ["--config-file", "configs/trainers/CoOp/vit_b16.yaml", "configs/overlays/fewshot.yaml"],
+        ["configs/overlays has no such entry", "do you mean few_shot.yaml? There are"],
+    ),
+    "an option out of range": ([*EMBEDDED, "OPTIM.MAX_EPOCH", "0"], ["OPTIM.MAX_EPOCH", "0"]),
     "no dataset": (["--trainer", "SkipTuning"], ["DATASET.NAME", "--dataset-config-file"]),
     "unknown dataset": ([*EMBEDDED, "DATASET.NAME", "Emojis"], ["Emojis", '"Emoji"']),
     "unknown backbone": ([*EMBEDDED, "MODEL.BACKBONE.NAME", "ViT-B/61"], ["ViT-B/61", "ViT-B/16"]),
@@ -342,6 +420,30 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_log(run, tmp_path, monk
     assert done.code == 1 and "RuntimeError: a bug in two lines" in done.err and len(done.err.splitlines()) == 1
     assert "in broken" in (tmp_path / "log.txt").read_text()
     assert sys.stdout is stdout
+
+
+def images(count):
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_load_trainer_gives_the_logits_of_the_run_without_a_dataset(finished, tested):
+    trainer = train.load_trainer(finished, options=["DATASET.ROOT", "nowhere"])
+    classnames = json.loads((finished / "result.json").read_text())["classnames"]
+    logits = trainer.logits(images(4))
+    assert logits.shape == (4, len(classnames)) and not logits.requires_grad
+    assert torch.equal(train.load_trainer(tested, device="cpu").logits(images(4)).cpu(), logits.cpu())
+    few = train.load_trainer(finished, classnames[3:5])
+    torch.testing.assert_close(few.logits(images(4)), logits[:, 3:5])
+
+
+def test_load_trainer_wants_a_finished_run(finished, tmp_path):
+    with pytest.raises(UserError, match=f"do you mean {finished}"):
+        train.load_trainer(finished.parent / ".." / finished.parent.name)
+    with pytest.raises(UserError, match="name the output folder"):
+        train.load_trainer(tmp_path)
+    shutil.copy(finished / "config.yaml", tmp_path)
+    with pytest.raises(UserError, match="is not finished"):
+        train.load_trainer(tmp_path)
 
 
 def test_help_shows_every_flag_and_a_command(capsys):

@@ -2,10 +2,10 @@
 
 A bottleneck behind the frozen image tower: f' = ALPHA A(f) + (1 - ALPHA) f with A(f) = ReLU(W_2 ReLU(W_1 f)) on
 features that are not normalised (Eq. 4 to 6); the loss is cross-entropy of f' against the features of hand-written
-prompts. Only W_1 and W_2 learn, at test f' serves for new classes too.
+prompts. Only W_1 and W_2 learn. At test f' serves new classes, too.
 
-As in the released code there is no adapter for text and one ALPHA for all data sets; the paper has both. The text
-features, which never change, are computed once. VIEWS 1 is Skip Tuning's "dagger" form: image features cached once.
+As in the released code there is no adapter for text and one ALPHA for all datasets; the paper has both. The text
+features never change, so they are computed once. VIEWS 1 is Skip Tuning's "dagger" form: image features cached once.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer, add_options
+from .frozen import FrozenCLIP, add_options
 
 
 def extend_cfg(cfg):
@@ -38,16 +38,17 @@ class Adapter(nn.Sequential):
 
 
 @TRAINER_REGISTRY.register()
-class CLIPAdapter(ClipTrainer):
+class CLIPAdapter(FrozenCLIP):
     frozen_texts = True
 
     def build(self):
-        self.hand = self.hand_written()  # (C, E)
+        self.text_features = self.hand_written()  # (C, E)
         return Adapter(self.clip_model.visual.output_dim, self.options.REDUCTION)
 
-    def classes(self):
-        return self.hand
+    def class_features(self):
+        return self.text_features
 
-    def logits(self, features, classes):
+    def compare(self, image_features, class_features):
         alpha = self.options.ALPHA
-        return super().logits(alpha * self.learned(features) + (1 - alpha) * features, classes)
+        adapted = alpha * self.learned(image_features) + (1 - alpha) * image_features
+        return super().compare(adapted, class_features)

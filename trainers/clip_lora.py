@@ -1,23 +1,23 @@
 """CLIP-LoRA: Low-Rank Few-Shot Adaptation of Vision-Language Models (Zanella and Ben Ayed, CVPR Workshops 2024).
 
 In every block of both towers the projections to queries, keys and values become W x + GAMMA B A dropout(x), with A (R,
-D), B (D, R) and dropout masks of their own for each of the three; output projections and MLPs stay as they are. A and B
-learn by cross-entropy with all classes; B starts from 0, so training starts from zero-shot CLIP. New classes are tested
+D), B (D, R) and dropout masks of their own for each of the three. Output projections and MLPs stay as they are. A and B
+learn by cross-entropy with all classes. B starts from 0, so training starts from zero-shot CLIP. New classes are tested
 with the same weights.
 
-As in the released code GAMMA = ALPHA / sqrt(R), where LoRA has ALPHA / R; all data sets have one prompt; a run has 500
-steps for each shot, here in whole epochs; the cosine, there down to 1e-6, goes to 0. Tokens with which all texts begin
-run once, so under dropout the classes share their masks there.
+As in the released code GAMMA = ALPHA / sqrt(R), where LoRA has ALPHA / R, all datasets have one prompt, and a run has
+500 steps for each shot, here in whole epochs (OPTIM.STEPS_PER_SHOT). The cosine goes to 0, there to 1e-6. Tokens with
+which all texts begin run once, so under dropout the classes share their masks there.
 
 Weights also go to and come from `peft`'s file format, as adapter of transformers' CLIPModel with the same backbone
 ("openai/clip-vit-base-patch16" and its like), whose towers have q_proj, k_proj and v_proj. A run leaves them in the
 folder `peft`, in which "use_rslora" says GAMMA; any folder like it, whatever its scale, serves as --model-dir.
 """
 
+import copy
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,9 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, write_atomic, write_json
 
-from .base import ClipTrainer, add_options
-from .lskip import run_images, run_texts, shallow_image
-from .prompts import embed
+from .frozen import FrozenCLIP, add_options, template
+from .parts.prompts import embed
+from .parts.towers import embed_images, pool_images, pool_texts, run_images, run_texts
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")  # transformers' names, in the order of OpenAI's packed weight
@@ -40,12 +40,10 @@ def extend_cfg(cfg):
     node.R = 2  # rank
     node.ALPHA = 1.0  # the low-rank part counts ALPHA / sqrt(R)
     node.DROPOUT = 0.25  # of that part's input
-    node.TEMPLATE = "a photo of a {}."  # prompt of all data sets; DATASET.TEMPLATE overrules it
-    node.STEPS = 0  # optimizer steps for each shot, in whole epochs; 0: OPTIM.MAX_EPOCH
 
 
 class LowRank(nn.Module):
-    """What one attention layer adds to its projections; the first dimension is q, k, v."""
+    """What one attention layer adds to its projections; the first dimension of A and B is q, k, v."""
 
     def __init__(self, width, options):
         super().__init__()
@@ -56,71 +54,57 @@ class LowRank(nn.Module):
         self.dropout = options.DROPOUT
 
     def forward(self, x, parts):
-        """Rows x (T, D) -> (T, n D) for the n `parts` of q, k, v."""
+        """Rows x (T, D) -> GAMMA B A dropout(x) for n `parts` of q, k, v: (T, n D)."""
         a, b = (weight[parts].transpose(1, 2).to(x.dtype) for weight in (self.A, self.B))  # (n, D, R), (n, R, D)
         x = F.dropout(x.expand(len(a), -1, -1), self.dropout, self.training)
         return self.gamma * (x @ a @ b).transpose(0, 1).flatten(1)
 
-
-class Projection:
-    """Takes the place of an attention layer's packed weight (3 D, D): F.linear with it adds the low-rank part."""
-
-    def __init__(self, weight, low_rank, parts=slice(0, 3)):
-        self.weight = weight
-        self.low_rank = low_rank
-        self.parts = parts
-
-    def __getitem__(self, rows):
-        width = self.weight.shape[1]
-        start, stop, _ = rows.indices(len(self.weight))
-        return Projection(self.weight[rows], self.low_rank, slice(start // width, stop // width))
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        """PyTorch calls this instead of F.linear(x, projection, bias)."""
-        x, projection, bias = args
-        return function(x, projection.weight, bias) + projection.low_rank(x, projection.parts)
-
-
-def adapt(block, low_rank):
-    """The block as lskip.py runs it, with another packed weight."""
-    attn = block.attn
-    parts = {"in_proj_bias": attn.in_proj_bias, "out_proj": attn.out_proj, "num_heads": attn.num_heads}
-    attn = SimpleNamespace(in_proj_weight=Projection(attn.in_proj_weight, low_rank), **parts)
-    return SimpleNamespace(ln_1=block.ln_1, attn=attn, ln_2=block.ln_2, mlp=block.mlp)
+    def merged(self):
+        """What the layer's packed weight gets when the low-rank part becomes part of it: (3 D, D)."""
+        return (self.gamma * self.B @ self.A).flatten(0, 1)
 
 
 @TRAINER_REGISTRY.register()
-class CLIPLoRA(ClipTrainer):
+class CLIPLoRA(FrozenCLIP):
     frozen_images = False
     per_step = True
 
     def build(self):
-        self.set_epochs()
-        prompt = self.cfg.DATASET.TEMPLATE or self.options.TEMPLATE
-        self.texts = embed(self.clip_model, [prompt.format(name) for name in self.names])
-        towers = {"text": self.clip_model.transformer, "image": self.clip_model.visual.transformer}
-        learned, self.blocks = nn.ModuleDict(), {}
-        for name, tower in towers.items():
-            learned[name] = nn.ModuleList(LowRank(tower.width, self.options) for _ in tower.resblocks)
-            self.blocks[name] = [adapt(*pair) for pair in zip(tower.resblocks, learned[name], strict=True)]
-        return learned
+        prompt = template(self.cfg.DATASET, "clip_lora")
+        self.texts = embed(self.clip_model, [prompt.format(name) for name in self.classnames])
+        return nn.ModuleDict(
+            {
+                name: nn.ModuleList(LowRank(tower.width, self.options) for _ in tower.resblocks)
+                for name, tower in self.towers(self.clip_model).items()
+            }
+        )
 
-    def set_epochs(self):
-        steps = self.options.STEPS * self.cfg.DATASET.NUM_SHOTS
-        if steps > 0:
-            self.max_epoch = math.ceil(steps / len(self.train_loader_x))
+    def towers(self, clip_model):
+        return {"text": clip_model.transformer, "image": clip_model.visual.transformer}
 
-    def classes(self):
+    def class_features(self):
+        clip_model = self.clip_model
         with self.autocast():
-            texts = run_texts(self.blocks["text"], self.texts, pool=True)
-            return (self.clip_model.ln_final(texts.own[:, 0]) @ self.clip_model.text_projection).float()
+            texts = run_texts(clip_model.transformer.resblocks, self.texts, pool=True, extras=self.learned["text"])
+            return pool_texts(clip_model, texts).float()
 
     def image_features(self, image):
         visual = self.clip_model.visual
+        with self.autocast(), torch.no_grad():
+            x = embed_images(visual, image)
         with self.autocast():
-            x = run_images(self.blocks["image"], shallow_image(visual, image, 0), pool=True)
-            return (visual.ln_post(x[:, 0]) @ visual.proj).float()
+            x = run_images(visual.transformer.resblocks, x, pool=True, extras=self.learned["image"])
+            return pool_images(visual, x).float()
+
+    @torch.no_grad()
+    def tuned_clip(self):
+        """A copy of CLIP with the low-rank parts merged into its weights, fp32, on the CPU."""
+        with self.offload.needed():
+            clip_model = copy.deepcopy(self.clip_model).float().cpu()
+        for name, tower in self.towers(clip_model).items():
+            for block, low_rank in zip(tower.resblocks, self.learned[name], strict=True):
+                block.attn.in_proj_weight += low_rank.merged().float().cpu()
+        return clip_model
 
     # peft's format
 
@@ -182,4 +166,4 @@ class CLIPLoRA(ClipTrainer):
             self.load_peft(directory)
             print(f"Load {directory}, in peft's format")
         else:
-            super().load_model(directory, epoch)
+            super().load_model(directory, epoch=epoch)

@@ -1,18 +1,18 @@
 """CoOp: Learning to Prompt for Vision-Language Models (Zhou et al., IJCV 2022).
 
 m context vectors V replace the words around the class name: [SOS] v_1 ... v_m name . [EOT] (Eq. 2); the loss is
-cross-entropy of softmax over <f, g_c> / tau (Eq. 3) with all classes. Only V learns; it enters in front of text block
-0, where it is given the positions of the words it replaces. New classes and other data sets are tested with it.
+cross-entropy of softmax over <f, g_c> / tau (Eq. 3) with all classes. Only V learns. It enters in front of text block
+0, with the positions of the words that it replaces. New classes and other datasets are tested with it.
 
 As in the released code V may stand in front of, behind or around the name, be given words to begin with, and be one for
-each class (CSC), which then says nothing about other classes: loading it for those is refused.
+each class (CSC). A context for each class says nothing about other classes, so loading it for those is refused.
 """
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError
 
-from .base import ClipTrainer, add_options
-from .prompts import Context, random_vectors, word_vectors
+from .frozen import FrozenCLIP, add_options
+from .parts.prompts import Context, random_vectors, word_vectors
+from .parts.trainer import check_choice
 
 
 def extend_cfg(cfg):
@@ -24,28 +24,26 @@ def extend_cfg(cfg):
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(ClipTrainer):
+class CoOp(FrozenCLIP):
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        position = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
-        if position not in ("end", "middle", "front"):
-            raise UserError(f"TRAINER.COOP.CLASS_TOKEN_POSITION is {position!r}: choose one of end, middle, front")
+        check_choice("COOP", cfg.TRAINER.COOP, "CLASS_TOKEN_POSITION", ("end", "middle", "front"))
 
     def build(self):
         options = self.options
-        sets = [len(self.names)] if options.CSC else []
+        sets = [len(self.classnames)] if options.CSC else []
         if options.CTX_INIT:
             vectors = word_vectors(self.clip_model, options.CTX_INIT)  # (m, D)
             vectors = vectors.expand(*sets, -1, -1)
         else:
             vectors = random_vectors(*sets, options.N_CTX, self.clip_model.transformer.width)
-        return Context(self.clip_model, self.names, vectors, options.CLASS_TOKEN_POSITION)
+        return Context(self.clip_model, self.classnames, vectors, options.CLASS_TOKEN_POSITION)
 
-    def classes(self):
+    def class_features(self):
         return self.encode_text(*self.learned.prompts())
 
     def fixed_options(self):
         fixed = {"TRAINER.COOP.CLASS_TOKEN_POSITION": self.options.CLASS_TOKEN_POSITION}
         if self.options.CSC:
-            fixed["TRAINER.COOP.CSC for the classes"] = ", ".join(self.names)
+            fixed["TRAINER.COOP.CSC for the classes"] = ", ".join(self.classnames)
         return fixed

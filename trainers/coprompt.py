@@ -4,30 +4,27 @@ MaPLe's coupled prompts, and an adapter behind each tower: f' = IMAGE_SHARE A(f)
 ReLU(W_2 ReLU(W_1 f)), features not normalised; the same for text (Sec. 3.2). Both are held close to frozen CLIP under
 other words and another view: L = CE + LAMBDA [mean_c (1 - cos(g_c, h_c)) + mean_i (1 - cos(f(x1_i), f_zs(x2_i)))] with
 x1 and x2 two views of the image and h_c a sentence about class c that a language model wrote. Prompts and adapters
-learn, and serve new classes and other data sets.
+learn, and serve new classes and other datasets.
 
 As in the released code one random number of a sentence is drawn for a step and all classes, the shares are 0.1 and
-0.2, and views are made by RandAugment (torchvision's here, Dassl's there). The sentences come with that code: they are
+0.2, and RandAugment makes the views (torchvision's here, Dassl's there). The sentences come with that code: they are
 read from a JSON file that the user names. Without one h_c is the mean of 60 hand-written prompts, as PromptSRC's, a
-weaker teacher than the paper's; the log says so. Across data sets the released code takes the target's number and depth
+weaker teacher than the paper's; the log says so. Across datasets the released code takes the target's number and depth
 of prompts, which do not fit the checkpoint; the recipes here keep ImageNet's.
 """
-
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.transforms import RandAugment
 
 from clip import clip
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import MissingFile, UserError, read_json
 
-from .base import ClipTrainer, add_options
 from .clip_adapter import Adapter
+from .frozen import FrozenCLIP, add_options
 from .maple import CoupledPrompts
-from .prompts import embed
+from .parts.prompts import embed
 
 
 def extend_cfg(cfg):
@@ -39,7 +36,6 @@ def extend_cfg(cfg):
     node.IMAGE_SHARE = 0.1  # of the adapted features
     node.TEXT_SHARE = 0.2
     node.SENTENCES = ""  # JSON file {class name: [sentence, ...]}, as many for each class; "": 60 templates
-    node.RANDAUGMENT = (2, 10)  # random operations on each view, and their strength, 0 to 30
 
 
 def read_sentences(path, names):
@@ -71,34 +67,34 @@ def read_sentences(path, names):
 
 
 @TRAINER_REGISTRY.register()
-class CoPrompt(ClipTrainer):
+class CoPrompt(FrozenCLIP):
     frozen_images = False
 
-    def build_data_loader(self):
-        """Training images come as two views, each after RandAugment, while they still are uint8."""
-        super().build_data_loader()
-        data = self.train_loader_x.dataset
-        data.k_tfm = 2
-        steps = data.transform.transforms
-        steps.insert(-2 if "normalize" in self.cfg.INPUT.TRANSFORMS else -1, RandAugment(*self.options.RANDAUGMENT))
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        views = cfg.DATALOADER.K_TRANSFORMS
+        if views != 2:
+            raise UserError(f"DATALOADER.K_TRANSFORMS is {views}: CoPrompt needs 2 views of an image")
 
     def build(self):
         width = self.clip_model.visual.output_dim
-        prompts = CoupledPrompts(self.clip_model, self.names, self.options)
+        prompts = CoupledPrompts(self.clip_model, self.classnames, self.options)
         return nn.ModuleDict({"prompts": prompts, "image": Adapter(width, 4), "text": Adapter(width, 4)})
 
-    @cached_property
-    def hand(self):
+    def prepare(self):
+        self.sentences = self.sentence_features()  # (S, C, E)
+
+    def sentence_features(self):
         """Frozen features of each class's sentences: (S, C, E)."""
         path = self.options.SENTENCES
         if not path:
             print("No TRAINER.COPROMPT.SENTENCES: the mean of 60 templates stands in for sentences of the classes")
             return self.ensemble_features()[None]
-        sentences = zip(*read_sentences(path, self.names), strict=True)
-        with torch.no_grad(), self.shelf:
+        sentences = zip(*read_sentences(path, self.classnames), strict=True)
+        with torch.no_grad(), self.offload.needed():
             return torch.stack([self.encode_text(embed(self.clip_model, each)) for each in sentences])
 
-    def classes(self):
+    def class_features(self):
         x, share = self.encode_text(*self.learned["prompts"].text.prompts()), self.options.TEXT_SHARE
         return share * self.learned["text"](x) + (1 - share) * x
 
@@ -106,23 +102,21 @@ class CoPrompt(ClipTrainer):
         x, share = self.encode_image(image, self.learned["prompts"].image()), self.options.IMAGE_SHARE
         return share * self.learned["image"](x) + (1 - share) * x
 
-    def forward_backward(self, batch):
-        return super().forward_backward({**batch, "img": torch.stack(batch["img"])})
+    def parse_batch_train(self, batch):
+        """Two views of the images (2, B, 3, H, W), labels (B,)."""
+        return super().parse_batch_train({**batch, "img": torch.stack(batch["img"])})
 
     def loss(self, image, label):
-        """image (2, B, 3, H, W): both views."""
-        features, classes = self.image_features(image[0]), self.classes()
+        """image (2, B, 3, H, W): the prompted towers see the first view, frozen CLIP the second."""
+        image_features, class_features = self.image_features(image[0]), self.class_features()
         with torch.no_grad():
             frozen = self.encode_image(image[1])  # (B, E)
-        sentences = self.hand[torch.randint(len(self.hand), ())]  # (C, E)
-        apart = 2 - F.cosine_similarity(classes, sentences).mean() - F.cosine_similarity(features, frozen).mean()
-        logits = self.logits(features, classes)
-        return logits, {"ce": F.cross_entropy(logits, label), "consistency": self.options.LAMBDA * apart}
-
-    def before_train(self):
-        super().before_train()
-        with self._clock("extract_seconds"):
-            self.hand  # noqa: B018  (now, so that no step is charged with it)
+        sentences = self.sentences[torch.randint(len(self.sentences), ())]  # (C, E)
+        text_distance = 1 - F.cosine_similarity(class_features, sentences).mean()
+        image_distance = 1 - F.cosine_similarity(image_features, frozen).mean()
+        logits = self.compare(image_features, class_features)
+        consistency = self.options.LAMBDA * (text_distance + image_distance)
+        return logits, {"ce": F.cross_entropy(logits, label), "consistency": consistency}
 
     def fixed_options(self):
         names = "CTX_INIT", "IMAGE_SHARE", "TEXT_SHARE"

@@ -1,13 +1,12 @@
 """MaPLe: Multi-modal Prompt Learning (Khattak et al., CVPR 2023).
 
-In front of each of the first J text blocks m learned vectors P_i take the place of the m tokens behind the start token
-(Eq. 2 to 4); in front of the image block of the same number stand their images F_i(P_i), one linear layer for each
-block (Eq. 5 to 8). The first ones are appended to the patches, without positions and before the tower's first norm,
-later ones take their place; from block J on all go their way. The loss is cross-entropy; P and F learn. New classes and
-other data sets are tested with both.
+In front of each of the first J text blocks m learned vectors P_i replace the m tokens behind the start token (Eq. 2 to
+4). F_i(P_i), by one linear layer for each block, stand in front of the image block of the same number (Eq. 5 to 8). The
+first ones are appended to the patches, without positions and before the tower's first norm; later ones replace them.
+From block J on nothing is replaced. The loss is cross-entropy. P and F learn, and serve new classes and other datasets.
 
-As in the released code P_0 starts from the first m words of "a photo of a", of which the others stay in the prompt,
-the deeper P_i are N(0, 0.02^2), and the deeper F_i begin as copies of one layer. Unlike there all of them are fp32.
+As in the released code P_0 starts from the first m words of "a photo of a", the other words stay in the prompt, the
+deeper P_i are N(0, 0.02^2), and the deeper F_i begin as copies of one layer. Unlike there, all of them are fp32.
 """
 
 import copy
@@ -16,8 +15,8 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer, add_options
-from .prompts import DeepContext, check_depth
+from .frozen import FrozenCLIP, add_options
+from .parts.prompts import DeepContext, check_depth
 
 
 def extend_cfg(cfg):
@@ -45,13 +44,13 @@ class CoupledPrompts(nn.Module):
 
 
 @TRAINER_REGISTRY.register()
-class MaPLe(ClipTrainer):
+class MaPLe(FrozenCLIP):
     frozen_images = False
 
     def build(self):
-        return CoupledPrompts(self.clip_model, self.names, self.options)
+        return CoupledPrompts(self.clip_model, self.classnames, self.options)
 
-    def classes(self):
+    def class_features(self):
         return self.encode_text(*self.learned.text.prompts())
 
     def image_features(self, image):

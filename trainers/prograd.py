@@ -2,11 +2,11 @@
 
 CoOp's context, moved only in directions that do not work against zero-shot CLIP. With G_d the gradient of the
 cross-entropy and G_g that of the distillation loss L_kl = -T^2 sum_c p_zs(c) log p(c) (logits over T in both), the step
-follows G_d if <G_d, G_g> >= 0, else G_d - LAMBDA <G_d, G_g> / |G_g|^2 G_g (Eq. 5). Tested is the context alone.
+follows G_d if <G_d, G_g> >= 0, else G_d - LAMBDA <G_d, G_g> / |G_g|^2 G_g (Eq. 5). Only the context is tested.
 
 L_kl is written as cross-entropy, as in the released code: its gradient is the KL divergence's. The teacher's prompts
-name the kind of thing first ("a type of pet, a photo of a ..."). There the last context vectors start from the words
-in front of the class, those before them from 0. Here the teacher runs in the precision of everything else, not in fp32.
+name the kind of thing first ("a type of pet, a photo of a ..."). The last context vectors start from the words in front
+of the class, those before them from 0. Unlike there, the teacher runs in the precision of everything else, not in fp32.
 """
 
 import torch
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer, add_options
-from .prompts import Context, template, word_vectors
+from .frozen import FrozenCLIP, add_options, template
+from .parts.prompts import Context, word_vectors
 
 
 def extend_cfg(cfg):
@@ -34,24 +34,23 @@ def project(gradient, general, weight):
 
 
 @TRAINER_REGISTRY.register()
-class ProGrad(ClipTrainer):
+class ProGrad(FrozenCLIP):
     def build(self):
-        self.hand = self.hand_written("prograd")  # (C, E)
+        self.teacher = self.hand_written("prograd")  # (C, E)
         words = self.options.CTX_INIT or template(self.cfg.DATASET, "prograd").split("{}")[0]
         vectors = torch.zeros(self.options.N_CTX, self.clip_model.transformer.width)
         last = word_vectors(self.clip_model, words)[-self.options.N_CTX :].cpu()
         vectors[len(vectors) - len(last) :] = last
-        return Context(self.clip_model, self.names, vectors)
+        return Context(self.clip_model, self.classnames, vectors)
 
-    def classes(self):
+    def class_features(self):
         return self.encode_text(*self.learned.prompts())
 
-    def loss(self, image, label):
+    def terms(self, logits, label, image_features, class_features, image):
         temperature = self.options.T
-        logits = self.logits(image, self.classes())
-        teacher = (self.logits(image, self.hand) / temperature).softmax(dim=-1)  # (B, C)
+        teacher = (self.compare(image_features, self.teacher) / temperature).softmax(dim=-1)  # (B, C)
         kl = F.cross_entropy(logits / temperature, teacher) * temperature**2
-        return logits, {"ce": F.cross_entropy(logits, label), "kl": kl}
+        return {"ce": F.cross_entropy(logits, label), "kl": kl}
 
     def update(self, terms):
         ctx = self.learned.ctx

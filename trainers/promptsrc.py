@@ -1,7 +1,8 @@
 """PromptSRC: Self-regulating Prompts (Khattak et al., ICCV 2023), and the independent prompts (IVLP) that it regulates.
 
-IVLP learns vectors in front of each of the first J blocks of both towers, placed as MaPLe's but independent of each
-other: those of the first text block start from "a photo of a", all others N(0, 0.02^2). The loss is cross-entropy.
+IVLP learns vectors in front of each of the first J blocks of both towers, in the places of MaPLe's but independent of
+each other. Those of the first text block start from "a photo of a", all others from N(0, 0.02^2). The loss is
+cross-entropy.
 
 PromptSRC holds them close to frozen CLIP, with features f, g of the prompted towers, all normalised (Sec. 3.2.1):
 L = CE + TEXT_LOSS_WEIGHT |g - g_zs|_1 + IMAGE_LOSS_WEIGHT |f - f_zs|_1 + KL(p_zs, p), where f_zs is of the same view
@@ -9,10 +10,8 @@ and g_zs of the mean of 60 prompts' features (Sec. 3.2.3). After the last epoch 
 epochs t = 1 ... T with weights ~ exp(-(t - GPA_MEAN)^2 / (2 GPA_STD^2)) that add up to 1 (GPA, Sec. 3.2.2).
 
 As in the released code |.|_1 is the mean over all elements and the KL divergence is divided by images times classes.
-Unlike there, GPA averages the prompts only: its rounding leaves the frozen weights alone.
+Unlike there, GPA averages only the prompts, so its rounding leaves the frozen weights alone.
 """
-
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,8 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer, add_options
-from .prompts import DeepContext, check_depth, random_vectors
+from .frozen import FrozenCLIP, add_options
+from .parts.prompts import DeepContext, check_depth, random_vectors
 
 
 def extend_cfg(cfg):
@@ -54,20 +53,20 @@ class IndependentPrompts(nn.Module):
 
 
 @TRAINER_REGISTRY.register()
-class IVLP(ClipTrainer):
+class IVLP(FrozenCLIP):
     frozen_images = False
 
     def build(self):
-        return IndependentPrompts(self.clip_model, self.names, self.options)
+        return IndependentPrompts(self.clip_model, self.classnames, self.options)
 
-    def classes(self):
+    def class_features(self):
         return self.encode_text(*self.learned.text.prompts())
 
     def image_features(self, image):
         return self.encode_image(image, self.learned.image())
 
     def fixed_options(self):
-        return {"TRAINER.IVLP.CTX_INIT": self.options.CTX_INIT}
+        return {f"TRAINER.{type(self).__name__.upper()}.CTX_INIT": self.options.CTX_INIT}
 
 
 def epoch_weights(epochs, mean, std):
@@ -77,58 +76,38 @@ def epoch_weights(epochs, mean, std):
 
 
 @TRAINER_REGISTRY.register()
-class PromptSRC(ClipTrainer):
-    frozen_images = False
-
+class PromptSRC(IVLP):
     def build(self):
         self.average = {}  # running sum of the weighted prompts
-        return IndependentPrompts(self.clip_model, self.names, self.options)
+        return super().build()
 
-    @cached_property
-    def hand(self):
-        return F.normalize(self.ensemble_features(), dim=-1)  # (C, E)
+    def prepare(self):
+        self.teacher = F.normalize(self.ensemble_features(), dim=-1)  # (C, E), g_zs
 
-    def classes(self):
-        return self.encode_text(*self.learned.text.prompts())
-
-    def image_features(self, image):
-        return self.encode_image(image, self.learned.image())
-
-    def loss(self, image, label):
+    def terms(self, logits, label, image_features, class_features, image):
         options = self.options
-        features, classes = self.image_features(image), self.classes()
-        logits = self.logits(features, classes)
         with torch.no_grad():
-            frozen = self.encode_image(image)  # (B, E)
-            teacher = self.logits(frozen, self.hand).log_softmax(dim=-1)
-        text = F.l1_loss(F.normalize(classes, dim=-1), self.hand)
-        vision = F.l1_loss(F.normalize(features, dim=-1), F.normalize(frozen, dim=-1))
-        return logits, {
+            frozen = self.encode_image(image)  # (B, E), f_zs
+            teacher = self.compare(frozen, self.teacher).log_softmax(dim=-1)
+        text = F.l1_loss(F.normalize(class_features, dim=-1), self.teacher)
+        vision = F.l1_loss(F.normalize(image_features, dim=-1), F.normalize(frozen, dim=-1))
+        return {
             "ce": F.cross_entropy(logits, label),
             "text": options.TEXT_LOSS_WEIGHT * text,
             "image": options.IMAGE_LOSS_WEIGHT * vision,
             "kl": F.kl_div(logits.log_softmax(dim=-1), teacher, reduction="none", log_target=True).mean(),
         }
 
-    def before_train(self):
-        super().before_train()
-        with self._clock("extract_seconds"):
-            self.hand  # noqa: B018  (now, so that no step is charged with it)
-
-    def after_epoch(self):
+    def end_epoch(self):
         options = self.options
         weight = float(epoch_weights(self.max_epoch, options.GPA_MEAN, options.GPA_STD)[self.epoch])
         for name, value in self.learned.state_dict().items():
             self.average[name] = self.average.get(name, 0) + weight * value
         if self.epoch + 1 == self.max_epoch:
             self.learned.load_state_dict(self.average)
-        super().after_epoch()
 
     def extra_state(self):
         return {"average": self.average}
 
     def load_extra_state(self, state):
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
-
-    def fixed_options(self):
-        return {"TRAINER.PROMPTSRC.CTX_INIT": self.options.CTX_INIT}

@@ -1,12 +1,12 @@
 """TCP: Textual-based Class-aware Prompt Tuning (Yao et al., CVPR 2024).
 
 A shared context of m vectors begins every prompt, as in CoOp. In front of text block BLOCK (from 0) each class's m
-vectors are replaced by T_c = W_2 gelu(W_1 w_c), (m, D), made of what frozen CLIP knows of the class: w_c is the
-normalised feature of its hand-written prompt (Sec. 3.3). L = CE + W * mean_c (1 - cos(g_c, w_c)). The context, W_1 and
-W_2 learn; the T_c of new classes are made of their own w_c.
+vectors are replaced by T_c = W_2 gelu(W_1 w_c), (m, D), where w_c is frozen CLIP's normalised feature of the class's
+hand-written prompt (Sec. 3.3). L = CE + W * mean_c (1 - cos(g_c, w_c)). The context, W_1 and W_2 learn. New classes
+have T_c made of their own w_c.
 
 As in the released code gelu is CLIP's quick one, the hidden layer has E / 4 channels, the context starts at random,
-the prompt keeps what a data set's own says behind the name, and Adam's eps is 1e-3 (the README's; without it training
+the prompt keeps what the dataset's own says behind the name, and Adam's eps is 1e-3 (the README's; without it training
 in fp16 fails).
 """
 
@@ -20,8 +20,8 @@ from clip.model import QuickGELU
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 
-from .base import ClipTrainer, add_options
-from .prompts import embed, random_vectors, template
+from .frozen import FrozenCLIP, add_options, template
+from .parts.prompts import embed, random_vectors
 
 
 def extend_cfg(cfg):
@@ -47,7 +47,7 @@ class ClassAware(nn.Module):
 
 
 @TRAINER_REGISTRY.register()
-class TCP(ClipTrainer):
+class TCP(FrozenCLIP):
     def build(self):
         n, tower = self.options.N_CTX, self.clip_model.transformer
         last = len(tower.resblocks) - 1
@@ -55,23 +55,21 @@ class TCP(ClipTrainer):
             raise UserError(f"TRAINER.TCP.BLOCK is {self.options.BLOCK}: choose one of 1 to {last}")
         before, after = template(self.cfg.DATASET, "tcp_prompt").split("{}")
         words = " ".join(["X"] * n + before.split()[n:])
-        self.texts = embed(self.clip_model, [f"{words} {name}{after}" for name in self.names])
+        self.texts = embed(self.clip_model, [f"{words} {name}{after}" for name in self.classnames])
         self.positions = torch.arange(1, n + 1, device=self.device)  # (n,)
-        self.hand = F.normalize(self.hand_written("tcp"), dim=-1)  # (C, E)
-        return ClassAware(self.hand.shape[1], n, tower.width)
+        self.teacher = F.normalize(self.hand_written("tcp"), dim=-1)  # (C, E)
+        return ClassAware(self.teacher.shape[1], n, tower.width)
 
-    def parameter_groups(self):
-        return [{"params": list(self.learned.parameters()), "eps": self.options.ADAM_EPS}]
+    def parameter_groups(self, learned):
+        return [{"params": list(learned.parameters()), "eps": self.options.ADAM_EPS}]
 
-    def classes(self):
-        prompts = {0: self.learned.ctx, self.options.BLOCK: self.learned(self.hand)}
+    def class_features(self):
+        prompts = {0: self.learned.ctx, self.options.BLOCK: self.learned(self.teacher)}
         return self.encode_text(self.texts, prompts, self.positions)
 
-    def loss(self, image, label):
-        classes = self.classes()
-        logits = self.logits(image, classes)
-        apart = 1 - F.cosine_similarity(classes, self.hand)  # (C,)
-        return logits, {"ce": F.cross_entropy(logits, label), "kg": self.options.W * apart.mean()}
+    def terms(self, logits, label, image_features, class_features, image):
+        distance = 1 - F.cosine_similarity(class_features, self.teacher)  # (C,)
+        return {"ce": F.cross_entropy(logits, label), "kg": self.options.W * distance.mean()}
 
     def fixed_options(self):
         return {"TRAINER.TCP.BLOCK": self.options.BLOCK}

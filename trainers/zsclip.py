@@ -1,8 +1,10 @@
-"""ZeroshotCLIP (Radford et al., ICML 2021): CLIP as it is, one hand-written prompt per data set, nothing learned."""
+"""ZeroshotCLIP (Radford et al., ICML 2021): CLIP as it is, one hand-written prompt per dataset, nothing learned."""
+
+import copy
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import ClipTrainer, add_options
+from .frozen import FrozenCLIP, add_options
 
 
 def extend_cfg(cfg):
@@ -10,11 +12,15 @@ def extend_cfg(cfg):
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP(ClipTrainer):
-    frozen_images = False  # it is not trained
+class ZeroshotCLIP(FrozenCLIP):
+    frozen_images = False  # there is no training that features could be cached for
 
     def build(self):
-        self.hand = self.hand_written()  # (C, E)
+        self.text_features = self.hand_written()  # (C, E)
 
-    def classes(self):
-        return self.hand
+    def class_features(self):
+        return self.text_features
+
+    def tuned_clip(self):
+        """A copy of CLIP, fp32, on the CPU."""
+        return copy.deepcopy(self.clip_model).float().cpu()

@@ -1,7 +1,8 @@
 from .config import Config, ConfigError, config_diff, flatten, resolve
 from .defaults import _C
+from .ranges import check_ranges
 
-__all__ = ["Config", "ConfigError", "clean_cfg", "config_diff", "flatten", "get_cfg_default", "resolve"]
+__all__ = ["Config", "ConfigError", "check_ranges", "clean_cfg", "config_diff", "flatten", "get_cfg_default", "resolve"]
 
 
 def get_cfg_default():

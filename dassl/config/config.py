@@ -3,10 +3,9 @@
 from ast import literal_eval
 from pathlib import Path
 
-import yaml
 from yacs.config import CfgNode
 
-from ..utils import MissingFile, UserError, nearest
+from ..utils import MissingFile, UserError, nearest, read_yaml
 
 
 class ConfigError(UserError, KeyError, ValueError):
@@ -46,29 +45,30 @@ class Config(CfgNode):
 
 
 def resolve(cfg):
-    """Lay over `cfg` the rows of its table FOR that fit, and empty that: what is then in `cfg` is what runs.
+    """Lay over `cfg` the rows of its table OVERRIDES whose conditions hold, then empty the table.
 
-    They are those of its shots ("4shots"), of its data set ("EuroSAT") and of both ("EuroSAT_4shots"); later wins.
+    A row's key joins conditions with "+": a dataset's name ("ImageNet"), a number of shots ("4shots"), a protocol
+    ("few_shot") or a preset ("matched"). Rows of fewer conditions are laid first, equal ones in the order written.
+    ConfigError for a row that is no group, has an unknown option or a value of a wrong type.
     """
-    name, shots = cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots"
-    for key in (shots, name, f"{name}_{shots}"):
-        row = cfg.FOR.get(key, {})
+    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET}
+    conditions = {key: key.split("+") for key in cfg.OVERRIDES}
+    for key in sorted(conditions, key=lambda key: len(conditions[key])):
+        row = cfg.OVERRIDES[key]
         if not isinstance(row, dict):
-            raise ConfigError(f"FOR.{key} must be a group of options, not {row!r}")
-        cfg._merge(row, f" in FOR.{key}")
-    cfg.FOR.clear()
+            raise ConfigError(f"OVERRIDES.{key} must be a group of options, not {row!r}")
+        if holding.issuperset(conditions[key]):
+            cfg._merge(row, f" in OVERRIDES.{key}")
+    cfg.OVERRIDES.clear()
 
 
 def read_files(path, within=()):
     """[(path, its tree)] of a YAML file and, before it, of those it is based on."""
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError as error:
+    if not path.is_file():
         asked = f', which "{within[-1]}" is based on' if within else ""
-        raise MissingFile(f'No config file at "{path}"{asked}; check the path') from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f'"{path}" is not YAML: {" ".join(str(error).split())}') from error
+        raise MissingFile(f'No config file at "{path}"{asked}; check the path')
+    tree = read_yaml(path) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f'"{path}" must hold "KEY: value" lines, not {tree!r}')
     if path.resolve() in within:

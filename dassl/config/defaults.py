@@ -5,7 +5,6 @@ import os
 from .config import Config as CN
 
 _C = CN()
-_C.VERSION = 1
 _C.OUTPUT_DIR = "./output"
 _C.RESUME = ""  # look for something to resume here instead of in OUTPUT_DIR
 _C.SEED = -1  # negative: no fixed seed
@@ -13,7 +12,7 @@ _C.USE_CUDA = True  # if there is one
 _C.VERBOSE = True
 _C.PROTOCOL = ""  # what the run is part of: base2new, few_shot, xd or nothing
 _C.PRESET = ""  # name of the set of choices that the configuration files make: recommended, paper, matched, ...
-_C.FOR = CN(new_allowed=True)  # options that are other for a data set, "4shots" or "EuroSAT_4shots" (`resolve`)
+_C.OVERRIDES = CN(new_allowed=True)  # other values for "EuroSAT", "4shots", "few_shot", "EuroSAT+4shots" (`resolve`)
 
 _C.INPUT = CN()
 _C.INPUT.SIZE = (224, 224)  # height, width in pixels
@@ -30,6 +29,8 @@ _C.INPUT.COLORJITTER_H = 0.1
 _C.INPUT.RGS_P = 0.2  # randomgrayscale: probability
 _C.INPUT.GB_P = 0.5  # gaussian_blur: probability, kernel size in pixels
 _C.INPUT.GB_K = 21
+_C.INPUT.RANDAUGMENT_N = 2  # randaugment: random operations on an image, and their strength, 0 to 30
+_C.INPUT.RANDAUGMENT_M = 10
 
 _C.DATASET = CN()
 _C.DATASET.ROOT = ""

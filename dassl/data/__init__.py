@@ -1,3 +1,3 @@
-from .data_manager import DataManager, DatasetWrapper
+from .data_manager import ClassNames, DataManager, DatasetWrapper
 
-__all__ = ["DataManager", "DatasetWrapper"]
+__all__ = ["ClassNames", "DataManager", "DatasetWrapper"]

@@ -1,11 +1,8 @@
 """From a dataset to loaders of batches."""
 
-import random
-
-import numpy as np
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from ..utils import UserError, read_image
@@ -32,8 +29,6 @@ class DatasetWrapper(Dataset):
         if self.k_tfm > 1 and transform is None:
             raise ValueError("Cannot transform the image several times because transform is None")
         self.to_tensor = self._plain_transform()
-        self.epoch_seed = torch.zeros((), dtype=torch.int64).share_memory_()  # see EpochLoader
-        self._worker_seed = 0
 
     def _plain_transform(self):
         options = self.cfg.INPUT
@@ -46,7 +41,6 @@ class DatasetWrapper(Dataset):
         return len(self.data_source)
 
     def __getitem__(self, idx):
-        self._follow_epoch()
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         img0 = read_image(item.impath)
@@ -65,37 +59,6 @@ class DatasetWrapper(Dataset):
         images = [tfm(img0) for _ in range(self.k_tfm)]
         return images[0] if self.k_tfm == 1 else images
 
-    def _follow_epoch(self):
-        seed = int(self.epoch_seed)
-        if seed != self._worker_seed and (worker := get_worker_info()):
-            self._worker_seed = seed
-            random.seed(seed + worker.id)
-            torch.manual_seed(seed + worker.id)
-            _seed_numpy()
-
-
-class EpochLoader(DataLoader):
-    """A DataLoader whose persistent workers begin each epoch as freshly started ones would.
-
-    PyTorch draws one seed per epoch from the global generator, but only new workers hear of it. Persistent
-    ones read it from the dataset here, so a resumed run repeats the augmentations of an uninterrupted one.
-    """
-
-    def __iter__(self):
-        if self._iterator is not None:
-            self.dataset.epoch_seed.random_()
-        return super().__iter__()
-
-
-def _seed_numpy():
-    np.random.seed(torch.initial_seed() % 2**32)
-
-
-def _start_worker(worker_id):
-    dataset = get_worker_info().dataset
-    dataset._worker_seed = int(getattr(dataset, "epoch_seed", 0))  # PyTorch has just seeded this worker
-    _seed_numpy()
-
 
 def build_data_loader(
     cfg,
@@ -110,22 +73,20 @@ def build_data_loader(
 ):
     """A loader of batches of `dataset_wrapper` items; the last, smaller batch is dropped when training.
 
+    Workers start anew in each epoch: PyTorch seeds them from the global generator, whose state a resumed run restores.
     UserError if it would give no batch.
     """
     if not data_source:
         raise UserError("Cannot load from an empty set of images; check the dataset's split and images")
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
-    workers = cfg.DATALOADER.NUM_WORKERS
-    loader = EpochLoader(
+    loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=workers,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-        worker_init_fn=_start_worker,
-        persistent_workers=workers > 0 and hasattr(dataset, "epoch_seed"),
     )
     if not len(loader):
         raise UserError(f"{sampler_type} makes no full batch of {batch_size} images; choose a smaller BATCH_SIZE")
@@ -197,3 +158,27 @@ class DataManager:
             rows.append(["# val", f"{len(self.dataset.val):,}"])
         rows.append(["# test", f"{len(self.dataset.test):,}"])
         print(tabulate(rows))
+
+
+class ClassNames:
+    """Stands in for a DataManager when a trainer is built to score new images: class names and no image."""
+
+    train_loader_x = train_loader_u = val_loader = test_loader = None
+    num_source_domains = 0
+
+    def __init__(self, names):
+        self.dataset = NoImages(names)
+        self.num_classes = self.dataset.num_classes
+        self.lab2cname = self.dataset.lab2cname
+
+
+class NoImages:
+    """A dataset that has class names only."""
+
+    dataset_dir = ""
+
+    def __init__(self, names):
+        self.classnames = list(names)
+        self.num_classes = len(self.classnames)
+        self.lab2cname = dict(enumerate(self.classnames))
+        self.train_x, self.val, self.test = [], [], []

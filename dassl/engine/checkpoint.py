@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from ..config import flatten
-from ..utils import MissingFile, UserError, load_checkpoint, load_weights, save_atomic
+from ..utils import MissingFile, UserError, complete, load_checkpoint, load_optimizer, load_weights, save_atomic
 
 # Options that may differ between a run and its continuation: where it runs, not what it does.
 _FREE = (
@@ -20,6 +20,7 @@ _FREE = (
     "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
+    "TRAIN.MEASURE_MEMORY",
 )
 
 
@@ -86,7 +87,10 @@ def identity(cfg):
 
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
-    old, new = yaml.safe_load(theirs), yaml.safe_load(identity(cfg))
+    old, new = _parsed(path, theirs), yaml.safe_load(identity(cfg))
+    if new["OPTIM.STEPS_PER_SHOT"] > 0:  # MAX_EPOCH follows from it
+        old.pop("OPTIM.MAX_EPOCH", None)
+        new.pop("OPTIM.MAX_EPOCH")
     changed = [
         f"{key} {old.get(key, 'unset')} -> {new.get(key, 'unset')}"
         for key in sorted(old | new)
@@ -97,6 +101,17 @@ def check_identity(path, theirs, cfg):
             f'"{path}" belongs to a run with other options ({", ".join(changed)});'
             " repeat those, or choose another --output-dir"
         )
+
+
+def _parsed(path, text):
+    """The options {key: value} of a config.yaml or resume.pt; UserError that names `path`."""
+    try:
+        options = yaml.safe_load(text)
+    except (AttributeError, RecursionError, yaml.YAMLError):  # AttributeError: no text at all
+        options = None
+    if not isinstance(options, dict):
+        raise UserError(f'The record of options in "{path}" is damaged; remove it, or choose another --output-dir')
+    return options
 
 
 def random_state():
@@ -121,6 +136,11 @@ def set_random_state(state):
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def begin_resume(trainer, path):
+    """Write that a run has begun here: checkpoints that it leaves before its first epoch is finished don't count."""
+    save_atomic({"config": identity(trainer.cfg), "epoch": 0}, path)
+
+
 def save_resume(trainer, path):
     """Everything the rest of the run depends on, after a finished epoch."""
     scaler = getattr(trainer, "scaler", None)  # the family's name for its GradScaler
@@ -143,24 +163,40 @@ def save_resume(trainer, path):
 
 
 def load_resume(trainer, path):
-    """Put the trainer where `save_resume` left it; returns the number of finished epochs."""
+    """Put the trainer where `save_resume` left it; returns the number of finished epochs.
+
+    UserError for a run with other options, and for a file that is damaged.
+    """
     state = load_checkpoint(path)
-    check_identity(path, state["config"], trainer.cfg)
+    with complete(path, "remove it to train from scratch, or choose another --output-dir"):
+        if not isinstance(state, dict):
+            raise TypeError(type(state).__name__)
+        check_identity(path, state["config"], trainer.cfg)
+        epoch = int(state["epoch"])
+        if epoch:
+            _restore(trainer, state, path)
+        return epoch
+
+
+def _restore(trainer, state, path):
     for name, module in trainer._models.items():
         load_weights(module, state["models"][name], path)
-    for parts, states in ((trainer._optims, state["optims"]), (trainer._scheds, state["scheds"])):
-        for name, part in parts.items():
-            if part is not None:
-                part.load_state_dict(states[name])
+    for name, optimizer in trainer._optims.items():
+        if optimizer is not None:
+            load_optimizer(optimizer, state["optims"][name], path)
+    for name, scheduler in trainer._scheds.items():
+        if scheduler is not None:
+            if "last_epoch" not in state["scheds"][name]:  # load_state_dict would not miss it
+                raise KeyError("last_epoch")
+            scheduler.load_state_dict(state["scheds"][name])
     if state["scaler"]:
         trainer.scaler.load_state_dict(state["scaler"])
-    trainer.best_result = state["best_result"]
-    trainer.extract_seconds += state["seconds"]["extract"]
-    trainer.train_seconds = state["seconds"]["train"]
+    trainer.best_result = float(state["best_result"])
+    trainer.extract_seconds += float(state["seconds"]["extract"])
+    trainer.train_seconds = float(state["seconds"]["train"])
     trainer.memory.mb = state["peak_memory_mb"]
     trainer.load_extra_state(state["extra"])
     set_random_state(state["random"])
-    return state["epoch"]
 
 
 def _states(parts):

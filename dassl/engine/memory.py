@@ -1,6 +1,7 @@
 """Peak memory of training, measured while it runs."""
 
 import gc
+import sys
 import weakref
 from contextlib import contextmanager
 
@@ -52,14 +53,15 @@ def _subclasses(kind):
 
 
 class PeakMemory:
-    """The most memory that training steps held, in MB (1e6 bytes): `mb`, None before the first step.
+    """The most memory that training steps held, in MB (1e6 bytes): `mb`, None where nothing was measured.
 
-    On CUDA what PyTorch had allocated, in all steps; on the CPU LiveTensors of the first few.
+    On CUDA what PyTorch had allocated, in all steps. On the CPU, if `on_cpu`, LiveTensors of the first steps, which it
+    slows down.
     """
 
-    def __init__(self):
+    def __init__(self, on_cpu=False):
         self.mb = None
-        self.steps = 0
+        self.steps_left = STEPS if on_cpu else 0
 
     @contextmanager
     def step(self, device):
@@ -67,8 +69,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             yield
             self.hold(torch.cuda.max_memory_allocated(device))
-        elif self.steps < STEPS:
-            self.steps += 1
+        elif self.steps_left:
+            self.steps_left -= 1
             with LiveTensors() as live:
                 yield
             self.hold(live.peak)
@@ -77,3 +79,16 @@ class PeakMemory:
 
     def hold(self, size):
         self.mb = max(self.mb or 0.0, size / 1e6)
+
+
+def peak_rss_mb():
+    """The most resident memory that this process has had so far, in MB (1e6 bytes); None where the system can't tell.
+
+    Without its DataLoader workers, which are processes of their own.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -48,17 +48,24 @@ class Classification(EvaluatorBase):
         self.reset()
 
     def reset(self):
-        self._predicted, self._true = [], []
+        self._predicted, self._true, self._wrong = [], [], []
 
     def process(self, mo, gt):
-        """Scores mo (B, C) and labels gt (B,)."""
+        """Scores mo (B, C) and labels gt (B,). A class may be left out by a score of -inf."""
         self._predicted.append(mo.argmax(1))  # stays on its device: one wait at the end, not one per batch
+        self._wrong.append(~mo.amax(1).isfinite())  # amax is NaN where one score is
         self._true.append(gt)
 
     def evaluate(self):
+        """UserError if there were no images, or if scores are infinite or NaN."""
         if not self._true:
             raise UserError("Nothing to evaluate: the test set gave no images")
         predicted, true = torch.cat(self._predicted).cpu(), torch.cat(self._true).cpu()
+        if wrong := int(torch.cat(self._wrong).sum()):
+            raise UserError(
+                f"The scores of {wrong} of {len(true)} images are infinite or NaN: the weights are damaged, or training"
+                " diverged; lower OPTIM.LR, choose a more exact precision, or test other weights"
+            )
         counts = _confusion(predicted, true)
         self.correct, self.total = int(counts.diagonal().sum()), len(true)
         accuracy = 100.0 * self.correct / self.total

@@ -2,10 +2,8 @@
 
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
+from ..config.ranges import AVAI_SCHEDS, AVAI_WARMUPS
 from ..utils import UnknownName, UserError, nearest
-
-AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
-AVAI_WARMUPS = ["linear", "constant"]
 
 
 class _WarmupScheduler(LRScheduler):

@@ -5,9 +5,8 @@ import warnings
 import torch
 from torch import nn
 
+from ..config.ranges import AVAI_OPTIMS
 from ..utils import UnknownName
-
-AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
 
 
 def build_optimizer(model, optim_cfg, param_groups=None):

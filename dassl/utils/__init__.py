@@ -1,24 +1,27 @@
 from .command import Parser, exit_code
-from .errors import MissingFile, UnknownName, UserError
-from .logger import Logger, setup_logger
+from .errors import MissingFile, UnknownName, UserError, complete
+from .files import write_atomic, write_json
+from .lock import FolderLock
+from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
+from .reading import BadFile, read_json, read_text, read_yaml
 from .registry import Registry
 from .tools import (
+    check_availability,
     check_isfile,
     collect_env_info,
+    get_most_similar_str_to_a_from_b,
     listdir_nohidden,
     mkdir_if_missing,
     nearest,
     read_image,
-    read_json,
     set_random_seed,
     tolist_if_not,
-    write_atomic,
-    write_json,
 )
 from .torchtools import (
     count_num_param,
     load_checkpoint,
+    load_optimizer,
     load_pretrained_weights,
     load_weights,
     resume_from_checkpoint,
@@ -28,6 +31,8 @@ from .torchtools import (
 
 __all__ = [
     "AverageMeter",
+    "BadFile",
+    "FolderLock",
     "Logger",
     "MetricMeter",
     "MissingFile",
@@ -35,18 +40,25 @@ __all__ = [
     "Registry",
     "UnknownName",
     "UserError",
+    "check_availability",
     "check_isfile",
     "collect_env_info",
+    "complete",
     "count_num_param",
     "exit_code",
+    "get_most_similar_str_to_a_from_b",
     "listdir_nohidden",
     "load_checkpoint",
+    "load_optimizer",
     "load_pretrained_weights",
     "load_weights",
+    "log_path",
     "mkdir_if_missing",
     "nearest",
     "read_image",
     "read_json",
+    "read_text",
+    "read_yaml",
     "resume_from_checkpoint",
     "save_atomic",
     "save_checkpoint",

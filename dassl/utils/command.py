@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 
 from .errors import UserError
 
@@ -13,13 +14,26 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def exit_code(run, interrupted):
-    """What `run()` returns (None: 0); 1 after an error, 130 after Ctrl-C. `interrupted` says what Ctrl-C left."""
+def exit_code(run, interrupted, *, after_os_error="", traceback_to=None, error_code=1):
+    """What `run()` returns (None: 0); `error_code` after bad input, 1 after a bug, 130 after Ctrl-C.
+
+    interrupted: what Ctrl-C has left, and what to do now.
+    after_os_error: the same for a full disk, a folder without rights and the like.
+    traceback_to: file for the traceback of an unexpected error, which is then one line on stderr; None: it is raised.
+    """
     try:
         return run() or 0
     except KeyboardInterrupt:
         print(f"\nInterrupted; {interrupted}", file=sys.stderr)
         return 130
-    except (UserError, OSError) as error:
-        print("Error:", error, file=sys.stderr)
-        return 1
+    except UserError as error:
+        message, code = str(error), error_code
+    except OSError as error:
+        message, code = f"{error}; {after_os_error}" if after_os_error else str(error), error_code
+    except Exception as error:
+        if traceback_to is None:
+            raise
+        traceback.print_exc(file=traceback_to)
+        message, code = f"unexpected {type(error).__name__}: {error}", 1
+    print("Error:", " ".join(message.split()), file=sys.stderr)
+    return code

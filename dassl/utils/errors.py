@@ -1,4 +1,5 @@
 import re
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -22,3 +23,15 @@ class MissingFile(UserError, FileNotFoundError):
 
 class UnknownName(UserError, KeyError, ValueError):
     """A name that is not registered (upstream raises KeyError from a registry, ValueError from a builder)."""
+
+
+@contextmanager
+def complete(path, advice):
+    """Inside, parts are taken out of what `path` held; one that is missing or of a wrong kind is one clear line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f'"{path}" is damaged or of another kind ({reason}); {advice}') from error

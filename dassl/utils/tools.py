@@ -1,20 +1,17 @@
 """Files, seeds and names: the small things everything else uses."""
 
 import difflib
-import json
 import os
 import platform
 import random
-import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image
 
-from .errors import MissingFile, UserError
+from .errors import MissingFile, UnknownName, UserError
 
 
 def nearest(name, names):
@@ -26,32 +23,18 @@ def nearest(name, names):
     return max(names, key=likeness, default="")
 
 
-def write_atomic(path, content):
-    """Write bytes, or what `content(file)` writes, beside `path` and rename: no one sees half a file.
-
-    Errors: OSError that carries the path (a full disk: ENOSPC); what was written so far is removed.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes private files
-        os.replace(beside, path)
-    except BaseException as error:
-        Path(beside).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
+def get_most_similar_str_to_a_from_b(a, b):
+    """Upstream's name for `nearest`."""
+    return nearest(a, b)
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def check_availability(requested, available):
+    """UnknownName (also a ValueError) if `requested` is not in the list `available`."""
+    if requested not in available:
+        raise UnknownName(
+            f"The requested one is expected to belong to {available}, but got [{requested}]"
+            f" (do you mean [{nearest(requested, available)}]?)"
+        )
 
 
 def mkdir_if_missing(dirname):
@@ -72,15 +55,6 @@ def listdir_nohidden(path, sort=False):
     return sorted(names) if sort else names
 
 
-def read_json(fpath):
-    with open(fpath, encoding="utf-8") as file:
-        return json.load(file)
-
-
-def write_json(obj, fpath):
-    write_atomic(fpath, (json.dumps(obj, indent=4) + "\n").encode())
-
-
 def read_image(path):
     """The image at `path` as RGB. UserError names the file if it is missing or does not decode."""
     try:
@@ -88,7 +62,7 @@ def read_image(path):
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
     except FileNotFoundError as error:
-        raise MissingFile(f'No image at "{path}"; DATASETS.md says where each file belongs') from error
+        raise MissingFile(f'No image at "{path}"; docs/DATASETS.md says where each file belongs') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f'Cannot read the image "{path}" ({reason}); copy or download it again') from error

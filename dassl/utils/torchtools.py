@@ -4,12 +4,16 @@ import io
 import os
 import pickle
 import warnings
+import zipfile
 from collections import Counter
 
 import torch
 
-from .errors import MissingFile, UserError
-from .tools import write_atomic
+from .errors import MissingFile, UserError, complete
+from .files import write_atomic
+
+# What PyTorch's optimizers keep in the shape of the parameter. A fused step trusts it: another shape is a crash.
+_BUFFERS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg")
 
 # Upstream's warm-up schedulers pickled their successor and with it the optimizer: reading needs the classes.
 _OLD_CHECKPOINT_CLASSES = [
@@ -62,6 +66,7 @@ def load_checkpoint(fpath):
         raise ValueError("File path is None")
     if not os.path.exists(fpath):
         raise MissingFile(f'File is not found at "{fpath}"; check the folder and the epoch')
+    _refuse_bomb(fpath)
     try:
         with torch.serialization.safe_globals(_OLD_CHECKPOINT_CLASSES):
             return torch.load(fpath, map_location="cpu", weights_only=True)
@@ -73,9 +78,22 @@ def load_checkpoint(fpath):
         raise UserError(f'Unable to load checkpoint from "{fpath}" ({reason}); remove it or name another') from error
 
 
+def _refuse_bomb(path):
+    """UserError for no plain file, and for an archive that unpacks to more than it is: torch.save doesn't compress."""
+    if not os.path.isfile(path):
+        raise UserError(f'"{path}" is not a plain file; name a checkpoint')
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > os.path.getsize(path):
+            raise UserError(f'"{path}" is a compressed archive, not a checkpoint; name another')
+
+
 def load_weights(module, state_dict, path):
     """Strict load; UserError lists the first keys that do not fit."""
     own = module.state_dict()
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise UserError(f'"{path}" holds no weights by name; choose another --model-dir')
     wrong = [f"{key} is missing" for key in own if key not in state_dict]
     wrong += [f"{key} is unknown" for key in state_dict if key not in own]
     wrong += [
@@ -89,6 +107,18 @@ def load_weights(module, state_dict, path):
     module.load_state_dict(state_dict)
 
 
+def load_optimizer(optimizer, state, path):
+    """`optimizer.load_state_dict`; UserError if a buffer is not of its parameter's shape."""
+    optimizer.load_state_dict(state)
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        for name, buffer in optimizer.state.get(p, {}).items():
+            if name in _BUFFERS and buffer is not None and buffer.shape != p.shape:
+                raise UserError(
+                    f'"{path}" has a {name} of the shape {tuple(buffer.shape)} for weights of {tuple(p.shape)};'
+                    " remove it, or choose another --output-dir"
+                )
+
+
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load what `<fdir>/checkpoint` names into the three parts; returns the number of finished epochs."""
     pointer = os.path.join(fdir, "checkpoint")
@@ -98,14 +128,17 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
         path = os.path.join(fdir, file.readline().strip())
     print(f'Loading checkpoint from "{path}"')
     checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint["state_dict"], path)
-    print("Loaded model weights")
-    for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
-        if part is not None and checkpoint.get(name) is not None:
-            part.load_state_dict(checkpoint[name])
-            print(f"Loaded {name}")
-    print(f"Previous epoch: {checkpoint['epoch']}")
-    return checkpoint["epoch"]
+    with complete(path, "choose another --output-dir"):
+        load_weights(model, checkpoint["state_dict"], path)
+        print("Loaded model weights")
+        if optimizer is not None and checkpoint.get("optimizer") is not None:
+            load_optimizer(optimizer, checkpoint["optimizer"], path)
+            print("Loaded optimizer")
+        if scheduler is not None and checkpoint.get("scheduler") is not None:
+            scheduler.load_state_dict(checkpoint["scheduler"])
+            print("Loaded scheduler")
+        print(f"Previous epoch: {checkpoint['epoch']}")
+        return checkpoint["epoch"]
 
 
 def load_pretrained_weights(model, weight_path):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Where paper and released code differ, on one dataset: the preset, then one choice at a time as one of the two has it.
-source "$(dirname "${BASH_SOURCE[0]}")/ablate.sh"
+. "$(dirname "$0")/../ablate.sh"
 point preset
 point scope_image TRAINER.SKIPTUNING.SCOPE image
 point decay_official TRAINER.SKIPTUNING.DECAY official

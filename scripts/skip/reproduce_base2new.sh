@@ -1,12 +1,1 @@
-#!/usr/bin/env bash
-# Base-to-new on the given datasets (default: all eleven) with every seed in SEEDS, then the table.
-source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
-arguments "[DATASET ...]" 0 99 "$@"
-
-for dataset in ${*:-imagenet $TARGETS}; do
-  for seed in $SEEDS; do
-    attempt base2new_train.sh "$dataset" "$seed"
-    attempt base2new_test.sh "$dataset" "$seed"
-  done
-done
-report "$OUTPUT/base2new"
+../protocols/reproduce_base2new.sh

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import methods as bench
 from benchmarks.paper_memory import BASE_CLASSES
-from parse_test_res import Published
+from results.published import Published
 
 CLASSES = 5
 

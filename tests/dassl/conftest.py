@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import set_random_seed
 
@@ -103,3 +103,19 @@ def cfg(tmp_path):
     )
     set_random_seed(1)
     return cfg
+
+
+def weights(trainer):
+    return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def interrupted(cfg, epoch, batch):
+    trainer = build_trainer(cfg)
+    trainer.stop_at = (epoch, batch)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    return trainer

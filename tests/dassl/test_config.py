@@ -254,42 +254,61 @@ def test_what_an_open_node_took_is_read_back_from_the_dump(open_cfg, write):
     assert again.TRAINER.COOP == open_cfg.TRAINER.COOP
 
 
-# Options that are other for a data set or a number of shots ---------------------------------------------
+# Options that have other values for a dataset, shots, a protocol or a preset ------------------------------
 
 
-FOR = """
+OVERRIDES = """
 OPTIM: {MAX_EPOCH: 9}
-FOR:
+OVERRIDES:
+  EuroSAT+8shots+matched: {OPTIM: {MAX_EPOCH: 8}}
+  EuroSAT+8shots: {OPTIM: {MAX_EPOCH: 5}}
   4shots: {OPTIM: {MAX_EPOCH: 1, LR: 0.1}}
   8shots: {OPTIM: {MAX_EPOCH: 2, LR: 0.2, GAMMA: 0.5}}
   EuroSAT: {OPTIM: {MAX_EPOCH: 3, LR: 0.3}}
   DTD: {OPTIM: {MAX_EPOCH: 4}}
-  EuroSAT_8shots: {OPTIM: {MAX_EPOCH: 5}}
+  matched: {OPTIM: {MAX_EPOCH: 6}}
+  few_shot+matched: {OPTIM: {MAX_EPOCH: 7}}
 """
 
 
 @pytest.mark.parametrize(
-    "name, shots, epochs, lr, gamma",
-    [("EuroSAT", 8, 5, 0.3, 0.5), ("EuroSAT", 16, 3, 0.3, 0.1), ("Food101", 4, 1, 0.1, 0.1), ("", -1, 9, 0.0003, 0.1)],
+    ("options", "epochs", "lr", "gamma"),
+    [
+        (["EuroSAT", 8, "", ""], 5, 0.3, 0.5),  # two conditions win over one, and of one each the later row
+        (["EuroSAT", 16, "", ""], 3, 0.3, 0.1),
+        (["Food101", 4, "few_shot", ""], 1, 0.1, 0.1),
+        (["", -1, "", ""], 9, 0.0003, 0.1),
+        (["Food101", 4, "xd", "matched"], 6, 0.1, 0.1),
+        (["DTD", 16, "few_shot", "matched"], 7, 0.0003, 0.1),
+        (["EuroSAT", 8, "few_shot", "matched"], 8, 0.3, 0.5),
+    ],
 )
-def test_rows_of_the_shots_of_the_data_set_and_of_both_are_laid_over_the_rest(write, name, shots, epochs, lr, gamma):
-    cfg = read(write("a.yaml", FOR))
-    cfg.merge_from_list(["DATASET.NAME", name, "DATASET.NUM_SHOTS", shots])
+def test_rows_whose_conditions_hold_are_laid_over_the_rest(write, options, epochs, lr, gamma):
+    cfg = read(write("a.yaml", OVERRIDES))
+    cfg.DATASET.NAME, cfg.DATASET.NUM_SHOTS, cfg.PROTOCOL, cfg.PRESET = options
     resolve(cfg)
     found = cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR, cfg.OPTIM.GAMMA
     assert found == (epochs, lr, gamma)
-    assert cfg.FOR == {}
+    assert cfg.OVERRIDES == {}
+
+
+def test_a_later_file_changes_the_rows_of_an_earlier_one(write):
+    cfg = extended()
+    cfg.merge_from_file(write("a.yaml", "OVERRIDES: {DTD: {OPTIM: {MAX_EPOCH: 4, LR: 0.4}}}"))
+    cfg.merge_from_file(write("b.yaml", "DATASET: {NAME: DTD}\nOVERRIDES: {DTD: {OPTIM: {MAX_EPOCH: 5}}}"))
+    resolve(cfg)
+    assert (cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR) == (5, 0.4)
 
 
 @pytest.mark.parametrize(
     "row, message",
     [
-        ("{OPTIM: {MAX_EPOCHS: 3}}", "OPTIM.MAX_EPOCHS in FOR.DTD; do you mean OPTIM.MAX_EPOCH"),
-        ("{OPTIM: {MAX_EPOCH: many}}", "OPTIM.MAX_EPOCH in FOR.DTD must be a int"),
-        ("5", "FOR.DTD must be a group of options, not 5"),
+        ("{OPTIM: {MAX_EPOCHS: 3}}", "OPTIM.MAX_EPOCHS in OVERRIDES.DTD; do you mean OPTIM.MAX_EPOCH"),
+        ("{OPTIM: {MAX_EPOCH: many}}", "OPTIM.MAX_EPOCH in OVERRIDES.DTD must be a int"),
+        ("5", "OVERRIDES.DTD must be a group of options, not 5"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(write, row, message):
-    cfg = read(write("a.yaml", f"DATASET: {{NAME: DTD}}\nFOR:\n  DTD: {row}\n"))
+    cfg = read(write("a.yaml", f"DATASET: {{NAME: DTD}}\nOVERRIDES:\n  DTD: {row}\n"))
     with pytest.raises(UserError, match=message):
         resolve(cfg)

@@ -67,3 +67,28 @@ def test_compute_accuracy_gives_one_element_tensors_in_percent():
     scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]])
     top1, top2 = compute_accuracy((scores,), torch.tensor([1, 1]), topk=(1, 2))
     assert top1.shape == (1,) and (top1.item(), top2.item()) == (50.0, 100.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ([float("nan"), 1.0, 2.0], True),
+        ([2.0, 1.0, float("nan")], True),
+        ([0.0, float("inf"), 0.0], True),
+        ([float("-inf")] * 3, True),
+        ([float("-inf"), 1.0, 2.0], False),  # a class left out on purpose
+    ],
+)
+def test_scores_that_are_no_numbers_are_no_class(row, wrong, dtype):
+    evaluator = build_evaluator(get_cfg_default(), lab2cname={})
+    evaluator.process(torch.eye(3, dtype=dtype), torch.arange(3))
+    evaluator.process(torch.tensor([row], dtype=dtype), torch.tensor([2]))
+    if not wrong:
+        assert evaluator.evaluate()["accuracy"] == 100
+        return
+    with pytest.raises(UserError, match="The scores of 1 of 4 images are infinite or NaN"):
+        evaluator.evaluate()
+    evaluator.reset()
+    evaluator.process(torch.eye(3, dtype=dtype), torch.arange(3))
+    assert evaluator.evaluate()["accuracy"] == 100  # reset() forgets

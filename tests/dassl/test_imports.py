@@ -26,6 +26,7 @@ from dassl.utils import AverageMeter, Logger, MetricMeter, Registry, check_isfil
 from dassl.utils import count_num_param, listdir_nohidden, load_checkpoint, load_pretrained_weights
 from dassl.utils import mkdir_if_missing, read_image, read_json, resume_from_checkpoint, save_checkpoint
 from dassl.utils import set_random_seed, setup_logger, tolist_if_not, write_json
+from dassl.utils import check_availability, get_most_similar_str_to_a_from_b
 from dassl.utils.tools import mkdir_if_missing
 """
 

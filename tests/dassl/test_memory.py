@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl.engine.memory import STEPS, LiveTensors, PeakMemory
+from dassl.engine.memory import STEPS, LiveTensors, PeakMemory, peak_rss_mb
 
 CPU = torch.device("cpu")
 KB = 1024
@@ -146,7 +146,7 @@ def test_two_meters_do_not_disturb_each_other():
 
 
 def test_peak_of_a_run_is_that_of_its_hungriest_step():
-    memory = PeakMemory()
+    memory = PeakMemory(on_cpu=True)
     assert memory.mb is None
     with memory.step(CPU):
         pass
@@ -156,20 +156,36 @@ def test_peak_of_a_run_is_that_of_its_hungriest_step():
     assert memory.mb - quiet == pytest.approx(4096 * KB / 1e6, abs=1e-3)
 
 
-def test_on_a_cpu_only_the_first_steps_are_measured():
-    memory, measured = PeakMemory(), []
-    for _ in range(STEPS + 2):
+def measured_steps(memory, steps):
+    """For each of so many steps on the CPU, whether LiveTensors watches it."""
+    measured = []
+    for _ in range(steps):
         with memory.step(CPU):
             kilobytes(1)
             measured.append(torch.utils._python_dispatch._get_current_dispatch_mode() is not None)
-    assert measured == [True] * STEPS + [False] * 2
+    return measured
+
+
+def test_on_a_cpu_only_the_first_steps_are_measured_and_only_on_request():
+    assert measured_steps(PeakMemory(on_cpu=True), STEPS + 2) == [True] * STEPS + [False] * 2
+    unasked = PeakMemory()
+    assert measured_steps(unasked, STEPS) == [False] * STEPS and unasked.mb is None
 
 
 def test_an_interrupted_step_leaves_no_meter_behind():
-    memory = PeakMemory()
+    memory = PeakMemory(on_cpu=True)
     with pytest.raises(KeyboardInterrupt), memory.step(CPU):
         raise KeyboardInterrupt
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
     with memory.step(CPU):
         pass
     assert memory.mb is not None
+
+
+def test_the_peak_of_the_process_is_in_mb_and_never_falls():
+    before = peak_rss_mb()
+    block = torch.ones(64 * KB * KB // 4)
+    held = peak_rss_mb()
+    del block
+    assert 20 < before <= held <= peak_rss_mb() < 1e5  # PyTorch alone takes more than 20 MB
+    assert held >= 64 * KB * KB / 1e6

@@ -1,5 +1,4 @@
-import errno
-import os
+import io
 import sys
 
 import pytest
@@ -8,10 +7,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from dassl.utils import (
     AverageMeter,
+    Logger,
     MetricMeter,
     MissingFile,
     Registry,
     UserError,
+    check_availability,
     check_isfile,
     count_num_param,
     listdir_nohidden,
@@ -25,30 +26,8 @@ from dassl.utils import (
     set_random_seed,
     setup_logger,
     tolist_if_not,
-    write_atomic,
     write_json,
 )
-
-
-def test_a_failed_write_keeps_the_old_file_and_names_it(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "result.json"
-    write_atomic(path, b"old")
-
-    def full_disk(file):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="result.json") as caught:
-        write_atomic(path, full_disk)
-    assert caught.value.errno == errno.ENOSPC
-    assert path.read_bytes() == b"old"
-    assert os.listdir(path.parent) == ["result.json"]
-
-
-def test_written_files_have_the_permissions_of_ordinary_files(tmp_path):
-    write_atomic(tmp_path / "atomic", lambda file: file.write(b"x"))
-    (tmp_path / "ordinary").write_bytes(b"x")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_nearest_finds_the_likeliest_name_whatever_its_case():
@@ -112,6 +91,31 @@ def test_the_logger_copies_stdout_and_never_touches_an_older_log(tmp_path, monke
     assert (tmp_path / "log.txt").read_text() == "first\n"
     assert (tmp_path / logs[1]).read_text() == "second\n"
     assert "first\nsecond\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "last"),
+    [(UserError("no images"), "Error: no images\n"), (ValueError("a bug"), "ValueError: a bug\n")],
+)
+def test_a_log_ends_with_the_error_that_ended_its_block(tmp_path, error, last):
+    console = sys.stdout
+    with pytest.raises(type(error)), Logger(str(tmp_path / "a" / "log.txt")):
+        print("begun")
+        raise error
+    assert sys.stdout is console
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert log.startswith("begun\n") and log.endswith(last)
+    assert ("test_a_log_ends" in log) == isinstance(error, ValueError)  # the traceback of a bug only
+
+
+def test_a_console_that_cannot_show_a_character_gets_it_escaped(tmp_path, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    with Logger(str(tmp_path / "log.txt")):
+        print("class \u65e5 \udcff")
+    console.flush()
+    assert console.buffer.getvalue() == b"class \\u65e5 \\udcff\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "class \u65e5 \\udcff\n"
 
 
 def test_small_helpers_behave_as_upstream(tmp_path, monkeypatch):
@@ -183,3 +187,9 @@ def test_strange_and_broken_checkpoints_are_refused_in_one_line(tmp_path):
         load_checkpoint(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError):
         load_checkpoint(None)
+
+
+def test_a_name_that_is_not_available_gets_the_nearest_one():
+    check_availability("cosine", ["step", "cosine"])
+    with pytest.raises(ValueError, match=r"belong to \['step', 'cosine'\], but got \[cosin\] \(do you mean \[cosine\]"):
+        check_availability("cosin", ["step", "cosine"])

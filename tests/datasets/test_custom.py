@@ -13,7 +13,9 @@ from PIL import Image
 
 import datasets.splits
 from dassl.utils import UserError
-from datasets.custom import Custom, class_names, find_pictures, read_names
+from datasets.custom import Custom
+from datasets.files import find_images
+from datasets.own_images import class_names, read_names
 
 
 def cfg(root, images, names="", template="", shots=-1, seed=1, subsample="all"):
@@ -188,8 +190,8 @@ def test_empty_folders_other_files_and_pictures_outside_class_folders_are_left_o
         (pics / path).touch()
     assert build().classnames == ["cat", "dog"]
     out = capsys.readouterr().out
-    assert "without a picture (unsorted)" in out and "1 pictures that lie in" in out
-    assert "no pictures by their extension (2 .heic, 1 .txt)" in out
+    assert "without an image (unsorted)" in out and "1 images that lie in" in out
+    assert "no images by their extension (2 .heic, 1 .txt)" in out
 
 
 # ---- class names -------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def test_the_split_is_written_once_in_coops_form_and_read_back_without_decoding(
     split = json.loads(kept().read_text())
     assert split["train"][-1][1:] == [1, "dog_house"] and str(pics) not in kept().read_text()
     assert datasets.splits.read_split(kept()).keys() == {"train", "val", "test"}
-    monkeypatch.setattr("datasets.custom.examine", None)
+    monkeypatch.setattr("datasets.custom.check_images", None)
     again = build()
     assert [item.impath for item in again.test] == [item.impath for item in first.test]
     assert again.split_hash == first.split_hash
@@ -274,12 +276,12 @@ def test_two_folders_of_the_same_name_have_two_splits(build, tmp_path):
 
 
 def test_shots_and_seeds_select_from_the_same_split(pics, build):
-    fill(pics, "cat", "dog", "emu")
+    fill(pics, "cat", "dog", "emu", "fox")
     whole, one, two = build(), build(shots=2, seed=1), build(shots=2, seed=2)
     assert [item.impath for item in one.test] == [item.impath for item in two.test]
     assert {item.impath for item in one.train_x + two.train_x} <= {item.impath for item in whole.train_x}
     base, new = (build(shots=2, subsample=part) for part in ("base", "new"))
-    assert (base.classnames, new.classnames) == (["cat", "dog"], ["emu"])
+    assert (base.classnames, new.classnames) == (["cat", "dog"], ["emu", "fox"])
 
 
 def test_new_pictures_and_classes_do_not_change_a_split_until_it_is_deleted(pics, build, kept, capsys):
@@ -291,7 +293,7 @@ def test_new_pictures_and_classes_do_not_change_a_split_until_it_is_deleted(pics
     after = build()
     assert after.classnames == ["cat", "dog"]
     assert [item.impath for item in after.test] == [item.impath for item in before.test]
-    assert f"11 pictures newer than the split (first: bee/0.png); to have them in, delete {kept()}" in (
+    assert f"11 images newer than the split (first: bee/0.png); to have them in, delete {kept()}" in (
         capsys.readouterr().out
     )
     kept().unlink()
@@ -302,9 +304,7 @@ def test_a_picture_that_is_gone_or_moved_to_another_class_stops_the_run(pics, bu
     fill(pics, "cat", "dog")
     build()
     (pics / "cat/3.png").rename(pics / "dog/cat3.png")
-    with pytest.raises(
-        UserError, match=r"1 pictures of the split in .* \(first: cat/3\.png\): put them back, or delete"
-    ):
+    with pytest.raises(UserError, match=r"1 images of the split in .* \(first: cat/3\.png\): put them back, or delete"):
         build()
 
 
@@ -348,7 +348,7 @@ def test_copies_in_train_and_test_are_reported_every_time(pics, build, kept, cap
     for _ in ("drawn", "read back"):
         build()
         out = capsys.readouterr().out
-        assert "1 pictures are there more than once" in out and "SHA-256" in out
+        assert "1 images are there more than once" in out and "SHA-256" in out
         assert "test/cat/other name.png = train/cat/1.png" in out
     assert json.loads(kept().read_text())["copies"] == [["test/cat/other name.png", "train/cat/1.png"]]
 
@@ -382,7 +382,7 @@ def test_pictures_that_do_not_decode_are_named_and_left_out(pics, build, kept, c
         assert f'Cannot read the image "{pics / name}"' in out
     assert not {"broken.jpg", "cut.png"} & {Path(i.impath).name for i in dataset.train_x + dataset.val + dataset.test}
     build()
-    assert "2 pictures that don't decode (cat/broken.jpg, dog/cut.png)" in capsys.readouterr().out
+    assert "2 images that don't decode (cat/broken.jpg, dog/cut.png)" in capsys.readouterr().out
 
 
 # ---- what can't be used ------------------------------------------------------------------------------------
@@ -439,12 +439,12 @@ def case_between_train_and_test(pics):
 FAULTS = {
     one_class: r"only one class \(cat\), it takes two",
     wrapped_twice: r"only one class \(pics\).*perhaps the one above or below",
-    no_class_folders: "no class folders with pictures .*make one folder per class",
-    only_empty_folders: "no class folders with pictures",
+    no_class_folders: "no class folders with images .*make one folder per class",
+    only_empty_folders: "no class folders with images",
     train_and_test_and_another: r"train and test folders, and others beside them \(extra\)",
     one_picture_of_a_class: r"2 of 4 classes \(ant, bee\) have only one",
     only_copies_of_a_class: r"1 of 2 classes \(dog\) have only one",
-    a_class_that_does_not_decode: "No picture of the class 'dog' decodes",
+    a_class_that_does_not_decode: "No image of the class 'dog' decodes",
     a_class_in_test_only: r"no training images for 1 of 3 classes \(first: emu\)",
     case_between_train_and_test: "'Cat' and 'cat' have the same name",
 }
@@ -470,11 +470,11 @@ def test_a_class_with_fewer_pictures_than_shots_is_named(pics, build):
     [
         ("0.png,cat\n", '"path,label"'),
         ("", '"path,label"'),
-        ("path,label\n", "lists no pictures"),
-        ("path,label\nx/0.png,a\nx/9.png,b\n", "line 3: no picture at .*x/9.png"),
+        ("path,label\n", "lists no images"),
+        ("path,label\nx/0.png,a\nx/9.png,b\n", "line 3: no image at .*x/9.png"),
         ("path,label\nx/0.png,\n", "line 2: no label"),
         ("path,label\nx/0.png,a\nx/0.png,b\n", "line 3: x/0.png for the second time"),
-        ("path,label,split\nx/0.png,a,test\nx/1.png,a,\n", "names a split for some pictures only"),
+        ("path,label,split\nx/0.png,a,test\nx/1.png,a,\n", "names a split for some images only"),
         ("path,label,split\nx/0.png,a,dev\n", 'line 2: split "dev" is not train, val or test'),
     ],
 )
@@ -507,5 +507,5 @@ def test_a_folder_that_cannot_be_listed_is_named(pics):
     fill(pics, "cat/closed")
     (pics / "cat/closed").chmod(0)
     with pytest.raises(UserError, match=r"Can't list .*closed \(Permission denied\)"):
-        find_pictures(pics / "cat")
+        find_images(pics / "cat")
     (pics / "cat/closed").chmod(0o755)

@@ -13,7 +13,7 @@ import datasets  # noqa: F401  (registers the classes)
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError
 from datasets import imagenet
-from datasets.published import PUBLISHED, lines_hash
+from datasets.published import lines_hash
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 NAMES = ("tench", "kite (bird of prey)", "baluster / handrail", "missile", "missile")  # a name occurs twice
@@ -24,7 +24,7 @@ SIZES = {"train": 6, "val": 5, "test": 3}  # images per class
 
 def cfg(root, shots=-1, seed=1, subsample="all"):
     return SimpleNamespace(
-        DATASET=SimpleNamespace(ROOT=str(root), NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample), SEED=seed
+        DATASET=SimpleNamespace(ROOT=str(root), NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subsample, TEMPLATE=""), SEED=seed
     )
 
 
@@ -35,7 +35,7 @@ def build(name, root, **settings):
 def get(name, root):
     """What an error about missing files ends with; dataset files are named as their yaml is."""
     stem = next(path.stem for path in CONFIGS.glob("*.yaml") if f'"{name}"' in path.read_text())
-    return f"get it with python -m datasets.fetch {stem} --root {root} (or by hand: DATASETS.md)"
+    return f"get it with python -m datasets.fetch {stem} --root {root} (or by hand: docs/DATASETS.md)"
 
 
 def touch(path, text=""):
@@ -308,11 +308,11 @@ def test_class_names_folders_and_validation_files_are_verified_by_hash(
     assert ["val has not the published images in the published classes" in line for line in files] == [
         True
     ] * files_known
-    stem = {"ImageNet": "imagenet", "ImageNetA": "imagenet_a"}[name]
     listing = sorted(f"{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(SIZES["test"]))
-    facts = PUBLISHED[stem]._replace(ids=lines_hash(WNIDS), files=lines_hash(listing))
+    cls = DATASET_REGISTRY.get(name)
+    facts = cls.published._replace(ids=lines_hash(WNIDS), files=lines_hash(listing))
     monkeypatch.setattr(imagenet, "CLASSNAMES", lines_hash(CLASSNAMES.splitlines()))
-    monkeypatch.setitem(PUBLISHED, stem, facts)
+    monkeypatch.setattr(cls, "published", facts)
     build(name, tmp_path)
     assert capsys.readouterr().out == ""
 

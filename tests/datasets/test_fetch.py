@@ -20,7 +20,10 @@ from dassl.utils import UserError
 from dassl.utils import download as downloader
 from dassl.utils.download import download_file, part_of
 from datasets import fetch, sources
-from datasets.published import Published, lines_hash, picks_hash
+from datasets.dtd import DescribableTextures
+from datasets.eurosat import EuroSAT
+from datasets.imagenet import ImageNet
+from datasets.published import Published, lines_hash, picks_hash, split_problem
 from datasets.splits import read_split, select_shots, split_hash
 
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota\n exceeded</title></head></html>"
@@ -69,7 +72,7 @@ def world(server, tmp_path, monkeypatch):
     }
     split_file = {"sources": [{"mirror": {"url": server.put("split.json", split)}}]}
     facts = Published(1, {"train": 1, "val": 1, "test": 1}, split_hash(read_split(tmp_path / "made.json")))
-    monkeypatch.setitem(sources.PUBLISHED, "eurosat", facts)
+    monkeypatch.setattr(EuroSAT, "published", facts)
     catalogue = {"datasets": {"eurosat": eurosat}, "files": {"split_zhou_EuroSAT.json": split_file}}
     monkeypatch.setattr(sources, "catalogue", lambda: catalogue)
     monkeypatch.setattr(sources, "DRIVE_URL", f"{server.base}/drive-")
@@ -418,9 +421,9 @@ def test_splits_without_a_published_hash_are_known_by_numbers_and_picks(tmp_path
 
     rows = [[f"a/{n}.jpg", 0, "a"] for n in range(20)]
     facts = Published(1, {"train": 20, "val": 5, "test": 3}, picks=picks_hash(select_shots(split(rows, 3), 16, 1)))
-    assert sources.is_published(split(rows, 3), facts)
-    assert not sources.is_published(split(rows, 4), facts)
-    assert not sources.is_published(split(rows[::-1], 3), facts)
+    assert split_problem(split(rows, 3), facts) == ""
+    assert split_problem(split(rows, 4), facts) == "it has 4 test images instead of 3"
+    assert "few-shot picks have the hash" in split_problem(split(rows[::-1], 3), facts)
 
 
 def test_a_real_split_file_is_recognised():
@@ -428,15 +431,15 @@ def test_a_real_split_file_is_recognised():
     if not folder.is_dir():
         pytest.skip("needs ../shared/data/splits")
     dtd, pets = "split_zhou_DescribableTextures.json", "split_zhou_OxfordPets.json"
-    assert sources.file_fault(dtd, folder / dtd, "dtd") is None
-    assert sources.file_fault(dtd, folder / pets, "dtd") == f"is not the published {dtd}"
+    assert sources.file_problem(dtd, folder / dtd, DescribableTextures.published) is None
+    assert sources.file_problem(dtd, folder / pets, DescribableTextures.published) == f"is not the published {dtd}"
 
 
 def test_class_names_are_read_from_a_few_shot_index(world, monkeypatch, capsys):
     names = {"n01443537": "goldfish", "n01440764": "tench"}
     rows = [{"impath": f"./x/train/{wnid}/1.JPEG", "classname": name} for wnid, name in names.items()]
     lines = ["n01440764 tench", "n01443537 goldfish"]
-    monkeypatch.setattr(sources, "CLASSNAMES", lines_hash(lines))
+    monkeypatch.setattr("datasets.imagenet.CLASSNAMES", lines_hash(lines))
     index = world.server.put("index.json", json.dumps({"train": {"data": rows}}).encode())
     other = world.server.put("other.json", b"[1]")
     world.catalogue["files"]["classnames.txt"] = {
@@ -589,7 +592,8 @@ def imagenet(world, monkeypatch):
         "sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "sources": [{"official": {"url": world.server.put("valprep.sh", listing.encode())}}],
     }
-    monkeypatch.setitem(sources.PUBLISHED, "imagenet", Published(20, {"train": 20, "val": 20}, ids=lines_hash(WNIDS)))
+    facts = Published(20, {"train": 20, "val": 20}, ids=lines_hash(WNIDS))
+    monkeypatch.setattr(ImageNet, "published", facts)
     folder = world.root / "imagenet"
     folder.mkdir(parents=True)
     archives = {"ILSVRC2012_img_train.tar": train, "ILSVRC2012_img_val.tar": val}
@@ -665,13 +669,13 @@ def all_sources():
 
 def test_every_source_is_of_a_known_kind_with_an_https_address_or_a_drive_id():
     for kind, archive in all_sources():
-        assert kind in fetch.KINDS and set(archive) <= {"url", "id", "name", "size", "md5", "sha256"}
-        assert ("id" in archive) == (kind == "drive") != ("url" in archive)
+        assert kind in fetch.KINDS and set(archive) <= {"url", "host", "path", "id", "name", "size", "md5", "sha256"}
+        assert ("id" in archive) == (kind == "drive") != ("url" in archive or {"host", "path"} <= set(archive))
         if kind == "drive":
             assert re.fullmatch(r"[\w-]{33}", archive["id"])
         else:
-            parts = urlparse(archive["url"])
-            assert parts.scheme == "https" and parts.path.rsplit("/", 1)[1] and "{" not in archive["url"]
+            parts = urlparse(sources.link(archive))
+            assert parts.scheme == "https" and parts.path.rsplit("/", 1)[1] and "{" not in sources.link(archive)
 
 
 def test_every_archive_has_a_name_and_every_dataset_without_archives_of_ones_own_has_sources():

@@ -100,7 +100,7 @@ def test_base_and_new_classes_have_the_published_sizes_and_border(dataset):
 def test_the_content_hash_is_the_one_in_the_documentation(dataset):
     shown = FACTS[dataset][1]
     assert split_hash(published_split(dataset)).startswith(shown)
-    assert f"`{shown}`" in (Path(__file__).parents[2] / "DATASETS.md").read_text()
+    assert f"`{shown}`" in (Path(__file__).parents[2] / "docs/DATASETS.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_whole_dataset_class_loads_the_published_split(tmp_path):
         (images / path).touch()
     name = "split_zhou_DescribableTextures.json"
     (tmp_path / "dtd" / name).write_bytes((SPLITS / name).read_bytes())
-    settings = SimpleNamespace(ROOT=str(tmp_path), NUM_SHOTS=16, SUBSAMPLE_CLASSES="base")
+    settings = SimpleNamespace(ROOT=str(tmp_path), NUM_SHOTS=16, SUBSAMPLE_CLASSES="base", TEMPLATE="")
     dataset = DATASET_REGISTRY.get("DescribableTextures")(SimpleNamespace(DATASET=settings, SEED=1))
     assert (len(dataset.train_x), len(dataset.val), len(dataset.test)) == (24 * 16, 24 * 4, 864)
     assert (dataset.num_classes, dataset.classnames[0], dataset.classnames[-1]) == (24, "banded", "marbled")

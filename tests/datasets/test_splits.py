@@ -58,7 +58,9 @@ def test_the_hash_is_of_the_content_not_of_the_bytes(split, tmp_path):
 def test_a_file_that_is_no_split_is_refused_in_one_line_that_names_it(text, tmp_path):
     path = tmp_path / "split_zhou_EuroSAT.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"split_zhou_EuroSAT\.json is not a split file .* see DATASETS\.md") as caught:
+    with pytest.raises(
+        UserError, match=r"split_zhou_EuroSAT\.json is not a split file.* see docs/DATASETS\.md"
+    ) as caught:
         read_split(path)
     assert "\n" not in str(caught.value)
 
@@ -209,5 +211,7 @@ def test_a_wrong_subsample_names_the_three_valid_ones(split):
 
 def test_a_class_without_training_images_stops_the_run(split):
     split["train"] = [item for item in split["train"] if item.label not in (2, 4)]
-    with pytest.raises(UserError, match=r"DTD: no training images for 2 of 5 classes \(first: class_2\), see DATASETS"):
+    with pytest.raises(
+        UserError, match=r"DTD: no training images for 2 of 5 classes \(first: class_2\), see docs/DATASETS"
+    ):
         check_classes(split, "DTD")

@@ -15,7 +15,7 @@ def test_logits_are_those_of_the_formula(make_trainer, random_clip):
     with torch.no_grad():
         f = random_clip.encode_image(images)
         adapted = 0.3 * ((f @ down.t()).clamp(min=0) @ up.t()).clamp(min=0) + 0.7 * f
-        text = random_clip.encode_text(clip.tokenize([f"a photo of a {name}." for name in trainer.names]))
+        text = random_clip.encode_text(clip.tokenize([f"a photo of a {name}." for name in trainer.classnames]))
         expected = random_clip.logit_scale.exp() * F.normalize(adapted, dim=-1) @ F.normalize(text, dim=-1).t()
         torch.testing.assert_close(trainer.model_inference(images), expected, rtol=1e-4, atol=1e-4)
 

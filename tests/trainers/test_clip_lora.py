@@ -41,7 +41,7 @@ def test_queries_keys_and_values_have_their_low_rank_parts_in_both_towers(traine
         random_clip.logit_scale.fill_(torch.tensor(100.0).log())
         trainer.clip_model.logit_scale.copy_(random_clip.logit_scale)
     merge(trainer, random_clip)
-    expected = plain_loss(random_clip, images, labels, trainer.names)
+    expected = plain_loss(random_clip, images, labels, trainer.classnames)
     _, terms = trainer.loss(images, labels)
     assert list(terms) == ["ce"]
     torch.testing.assert_close(terms["ce"], expected, rtol=1e-4, atol=1e-4)
@@ -52,7 +52,7 @@ def test_the_gradient_of_a_low_rank_part_is_that_of_the_weight_it_adds_to(traine
     merge(trainer, random_clip)
     with torch.no_grad():
         trainer.clip_model.logit_scale.fill_(torch.tensor(100.0).log())
-    plain_loss(random_clip, images, labels, trainer.names).backward()
+    plain_loss(random_clip, images, labels, trainer.classnames).backward()
     trainer.loss(images, labels)[1]["ce"].backward()
     blocks = {"text": random_clip.transformer.resblocks, "image": random_clip.visual.transformer.resblocks}
     for name, layers in trainer.learned.items():
@@ -87,11 +87,11 @@ def test_dropout_is_on_the_low_rank_input_alone_with_a_mask_for_each_projection(
     assert torch.equal(trainer.image_features(images), trainer.image_features(images))
 
 
-def test_steps_are_counted_by_shots_and_rounded_up_to_epochs(make_trainer):
-    trainer = make_trainer("CLIPLoRA", "TRAINER.CLIPLORA.STEPS", "10", "DATASET.NUM_SHOTS", "2")
+def test_steps_are_counted_by_shots_and_rounded_up_to_epochs(make_trainer, tmp_path):
+    trainer = make_trainer("CLIPLoRA", "OPTIM.STEPS_PER_SHOT", "10", "DATASET.NUM_SHOTS", "2")
     assert trainer.max_epoch == 3 and len(trainer.train_loader_x) == 8  # 20 steps
     assert trainer.sched.T_max == 24
-    assert make_trainer("CLIPLoRA", "OUTPUT_DIR", "other").max_epoch == 2
+    assert make_trainer("CLIPLoRA", "OUTPUT_DIR", str(tmp_path / "other")).max_epoch == 2
 
 
 def test_a_run_leaves_an_adapter_in_pefts_format_that_serves_as_model_dir(make_trainer, tmp_path):

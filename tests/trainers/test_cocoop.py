@@ -24,7 +24,7 @@ def test_logits_and_gradients_are_those_of_the_formula(make_trainer, random_clip
     context, meta_net = trainer.learned["context"].ctx, trainer.learned["meta_net"]
     images, label = torch.randn(3, 3, 32, 32), torch.tensor([0, 3, 7])
     logits, terms = trainer.loss(trainer.frozen_features(images), label)
-    expected = plain_logits(random_clip, images, trainer.names, context, meta_net)
+    expected = plain_logits(random_clip, images, trainer.classnames, context, meta_net)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert logits.detach().std(dim=0).max() > 0  # images differ
     weights = list(trainer.learned.parameters())

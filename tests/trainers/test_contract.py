@@ -11,8 +11,7 @@ import torch
 from clip import clip
 from clip.model import CLIP
 from dassl.config import flatten
-from dassl.engine import memory
-from dassl.engine.record import learned_parameters, write_result
+from dassl.engine.result import learned_parameters, write_result
 from dassl.utils import UserError
 
 
@@ -21,7 +20,6 @@ class Method(NamedTuple):
     starts_as_clip: bool = False  # before training it is zero-shot CLIP with "a photo of a {}."
     opts: tuple = ()  # of the short runs here
     published: tuple = ()  # of the parameter count
-    node: str = ""  # group of its options, if that isn't its own name
     exclusive: bool = False  # with new classes in the list, those it was trained on have other logits
 
 
@@ -30,13 +28,14 @@ ADAM = ("OPTIM.NAME", "adam", LR, "0.02")
 TWO_EPOCHS = ("OPTIM.MAX_EPOCH", "2")
 SHORT = ("OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "16")
 DEEP = ("OPTIM.NAME", "adam", LR, "0.005")
+TWO_VIEWS = ("DATALOADER.K_TRANSFORMS", "2")
 DEPTHS = {  # of the tiny towers' three blocks
     node: (f"TRAINER.{node}.PROMPT_DEPTH_TEXT", "2", f"TRAINER.{node}.PROMPT_DEPTH_VISION", "3")
     for node in ("IVLP", "PROMPTSRC")
 }
 METHODS = {
     "ZeroshotCLIP": Method(0, True),
-    "FinetuneCLIP": Method(123_540_992, True, node="SKIPTUNING"),
+    "FinetuneCLIP": Method(123_540_992, True),
     "SkipTuning": Method(62_099_456, True, published=("TRAINER.SKIPTUNING.OMEGA", "6")),
     "CoOp": Method(8_192, opts=ADAM),
     "CoCoOp": Method(35_360, opts=ADAM),
@@ -50,8 +49,8 @@ METHODS = {
     "TCP": Method(331_904, opts=(*ADAM, "TRAINER.TCP.BLOCK", "2")),
     "CoPrompt": Method(
         5_014_528,
-        opts=(*DEEP, "TRAINER.COPROMPT.PROMPT_DEPTH", "2"),
-        published=("TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
+        opts=(*DEEP, *TWO_VIEWS, "TRAINER.COPROMPT.PROMPT_DEPTH", "2"),
+        published=(*TWO_VIEWS, "TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
     ),
     "DePT": Method(2_048 + 2_048 + 513 * 8, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5"), exclusive=True),  # 8 classes
     "TipAdapter": Method(0),
@@ -59,13 +58,6 @@ METHODS = {
 }
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
-
-
-@pytest.fixture(scope="module", autouse=True)
-def memory_is_not_measured():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "STEPS", 0)  # it takes longer than the tiny runs
-        yield
 
 
 @pytest.fixture
@@ -100,9 +92,7 @@ def learned(trainer):
 
 
 def logits(trainer, images):
-    trainer.test()
-    with torch.no_grad():
-        return trainer.model_inference(images)
+    return trainer.logits(images)
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.starts_as_clip])
@@ -116,7 +106,7 @@ def test_before_training_a_method_is_zero_shot_clip(method, make, random_clip):
 
 
 def test_a_run_leaves_its_numbers(whole):
-    write_result(whole.trainer, "tiny")
+    write_result(whole.trainer)
     row = json.loads((whole.folder / "result.json").read_text())
     assert row["trainer"] == whole.method and row["total"] == 16 and 0 <= row["accuracy"] <= 100
     assert row["learned_parameters"] == (
@@ -203,7 +193,7 @@ def test_the_loss_falls(method, make):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_trains_and_its_logits_are_near_those_of_fp32(method, make):
-    prec = f"TRAINER.{METHODS[method].node or method.upper()}.PREC"
+    prec = f"TRAINER.{method.upper()}.PREC"
     images = torch.randn(3, 3, 32, 32)
     exact, trainer = logits(make(method, prec, "fp32"), images), make(method, prec, "bf16")
     torch.testing.assert_close(logits(trainer, images), exact, rtol=0.1, atol=0.1 * exact.std().item())
@@ -221,11 +211,11 @@ def test_unknown_backbone_is_one_clear_error(method, make):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_unknown_precision_is_an_error_that_lists_the_others(method, make):
-    node = METHODS[method].node or method.upper()
+    node = method.upper()
     with pytest.raises(UserError, match=f"TRAINER.{node}.PREC is 'int8': choose one of auto, fp32, bf16"):
         make(method, f"TRAINER.{node}.PREC", "int8")
 
 
 def test_every_trainer_has_its_row(make_cfg):
     nodes = {key.split(".")[1] for key in flatten(make_cfg("")) if key.startswith("TRAINER.") and key.endswith(".PREC")}
-    assert nodes == {method.node or name.upper() for name, method in METHODS.items()}
+    assert nodes == {name.upper() for name in METHODS}

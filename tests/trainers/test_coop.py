@@ -27,7 +27,7 @@ def test_loss_and_gradient_are_those_of_the_formula(make_trainer, random_clip):
     assert ctx.shape == (5, 64) and 0.01 < ctx.std() < 0.03
     images, label = torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 3, 7])
     _, terms = trainer.loss(trainer.frozen_features(images), label)
-    expected = F.cross_entropy(plain_logits(random_clip, images, trainer.names, ctx), label)
+    expected = F.cross_entropy(plain_logits(random_clip, images, trainer.classnames, ctx), label)
     torch.testing.assert_close(terms["ce"], expected, rtol=1e-4, atol=1e-4)
     found, plain = (torch.autograd.grad(loss, ctx)[0] for loss in (terms["ce"], expected))
     torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())

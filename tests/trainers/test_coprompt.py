@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from clip import clip
 from dassl.utils import MissingFile, UserError
 from trainers.coprompt import read_sentences
-from trainers.prompts import ensemble
+from trainers.frozen import ensemble
 
-OPTS = ["TRAINER.COPROMPT.PROMPT_DEPTH", "2", "TRAINER.COPROMPT.LAMBDA", "3.0"]
+OPTS = ["DATALOADER.K_TRANSFORMS", "2", "TRAINER.COPROMPT.PROMPT_DEPTH", "2", "TRAINER.COPROMPT.LAMBDA", "3.0"]
 
 
 def adapted(adapter, x, share):
@@ -34,19 +34,21 @@ def plain_terms(trainer, image, label, sentences):
 def test_without_sentences_the_ensemble_stands_in_and_the_log_says_so(make_trainer, random_clip, capsys):
     trainer = make_trainer("CoPrompt", *OPTS)
     image, label = torch.randn(2, 3, 3, 32, 32), torch.tensor([0, 5, 2])
+    trainer.prepare()
     _, terms = trainer.loss(image, label)
     assert "No TRAINER.COPROMPT.SENTENCES: the mean of 60 templates stands in" in capsys.readouterr().out
-    prompts = [[prompt.format(name) for name in trainer.names] for prompt in ensemble()]
+    prompts = [[prompt.format(name) for name in trainer.classnames] for prompt in ensemble()]
     mean = sum(random_clip.encode_text(clip.tokenize(each)) for each in prompts) / 60  # (C, E)
     assert_close(terms, plain_terms(trainer, image, label, mean), rtol=1e-3, atol=1e-4)
 
 
 def test_one_sentence_of_the_same_number_for_each_class_is_drawn_in_each_step(make_trainer, random_clip, tmp_path):
     trainer = make_trainer("CoPrompt", *OPTS, "TRAINER.COPROMPT.SENTENCES", str(tmp_path / "sentences.json"))
-    texts = [[f"the {name} is nice", f"look, {name}"] for name in trainer.names]
+    texts = [[f"the {name} is nice", f"look, {name}"] for name in trainer.classnames]
     names = trainer.dm.dataset.classnames  # one with an underscore
     (tmp_path / "sentences.json").write_text(json.dumps(dict(zip(names, texts, strict=True))))
     image, label = torch.randn(2, 3, 3, 32, 32), torch.tensor([0, 5, 2])
+    trainer.prepare()
     expected = []
     for number in range(2):
         features = random_clip.encode_text(clip.tokenize([each[number] for each in texts]))
@@ -56,7 +58,7 @@ def test_one_sentence_of_the_same_number_for_each_class_is_drawn_in_each_step(ma
 
 
 def test_every_image_comes_as_two_different_views(make_trainer):
-    trainer = make_trainer("CoPrompt", *OPTS, "INPUT.TRANSFORMS", '["normalize"]')
+    trainer = make_trainer("CoPrompt", *OPTS, "INPUT.TRANSFORMS", '["randaugment", "normalize"]')
     first, second = next(iter(trainer.train_loader_x))["img"]
     assert first.shape == second.shape == (4, 3, 32, 32) and not torch.equal(first, second)
     (test,) = next(iter(trainer.test_loader))["img"][:1]

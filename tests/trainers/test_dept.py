@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from clip import clip
 from dassl.utils import UserError
-from trainers.class_rows import columns
 from trainers.dept import HOSTS
+from trainers.parts.class_rows import columns
 
 SHALLOW = [  # the tiny towers have three blocks
     word
@@ -40,7 +40,7 @@ def test_the_loss_shares_between_kgcoop_and_a_head_on_both_features(make, random
     trainer = make("KgCoOp", "TRAINER.KGCOOP.W", "2.0")
     learned, label = trainer.learned, torch.tensor([3, 0, 3])
     f = torch.randn(3, 32)
-    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.names])
+    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.classnames])
     with torch.no_grad():
         g = random_clip.encode_text(tokens)  # the context starts from these very words
     _, terms = trainer.loss(f, label)
@@ -57,19 +57,21 @@ def test_a_class_feature_of_cocoop_is_the_one_under_the_images_own_prompt(make):
     trainer = make("CoCoOp")
     learned, label, f = trainer.learned, torch.tensor([3, 0]), torch.randn(2, 32)
     _, terms = trainer.loss(f, label)
-    own = torch.stack([trainer.host.classes_for(x)[y] for x, y in zip(f, label, strict=True)])
+    own = torch.stack([trainer.host.conditioned(x)[y] for x, y in zip(f, label, strict=True)])
     both = torch.cat([affine(learned, "text", own), affine(learned, "image", f)])
     expected = 0.7 * F.cross_entropy(head(learned, both), torch.cat([label, label]))
     torch.testing.assert_close(terms["head"], expected)
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_every_host_learns_as_by_itself_but_for_its_share_and_the_head(host, make, make_trainer):
+def test_every_host_learns_as_by_itself_but_for_its_share_and_the_head(host, make, make_trainer, tmp_path):
     """Terms without the head's are the host's own; its gradients are there in full."""
     trainer = make(host)
     torch.manual_seed(0)
-    alone = make_trainer(host, *SHALLOW, "OUTPUT_DIR", "alone")
+    alone = make_trainer(host, *SHALLOW, "OUTPUT_DIR", str(tmp_path / "alone"))
     alone.learned.load_state_dict(trainer.learned["host"].state_dict())
+    trainer.prepare()
+    alone.prepare()
     label = torch.tensor([3, 0, 5, 7])
     image = torch.randn(4, 32) if trainer.frozen_images else torch.randn(4, 3, 32, 32)
     assert trainer.frozen_images == alone.frozen_images
@@ -90,7 +92,7 @@ def test_around_every_host_a_run_ends_and_serves_new_classes(host, make, tmp_pat
     with torch.no_grad():
         images = torch.randn(2, 3, 32, 32)
         features = loaded.image_features(images)
-        z = loaded.host.logits(features, loaded.tested_classes)
+        z = loaded.host.compare(features, loaded.tested_features)
         assert torch.equal(loaded.model_inference(images), z)
     for name, value in trained.learned.state_dict().items():
         assert torch.equal(value, loaded.learned.state_dict()[name]), name
@@ -116,7 +118,7 @@ def test_classes_it_was_trained_on_are_tested_with_the_head_and_some_of_them_wit
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         features = trained.image_features(images)
-        z = trained.host.logits(features, trained.tested_classes)
+        z = trained.host.compare(features, trained.tested_features)
         expected = 0.3 * z + 0.7 * head(trained.learned, affine(trained.learned, "image", features))
         torch.testing.assert_close(trained.model_inference(images), expected)
     some = make("KgCoOp", "DATASET.SUBSAMPLE_CLASSES", "new", "OUTPUT_DIR", str(tmp_path / "some"))

@@ -10,8 +10,8 @@ def test_the_second_term_is_the_distance_from_the_hand_written_prompts(make_trai
     trainer = make_trainer("KgCoOp", "DATASET.TEMPLATE", "{} texture.")
     _, terms = trainer.loss(torch.randn(2, 32), torch.tensor([0, 1]))
     with torch.no_grad():
-        ours = random_clip.encode_text(clip.tokenize([f"a photo of a {name}." for name in trainer.names]))
-        theirs = random_clip.encode_text(clip.tokenize([f"{name} texture." for name in trainer.names]))
+        ours = random_clip.encode_text(clip.tokenize([f"a photo of a {name}." for name in trainer.classnames]))
+        theirs = random_clip.encode_text(clip.tokenize([f"{name} texture." for name in trainer.classnames]))
     squared = (F.normalize(ours, dim=-1) - F.normalize(theirs, dim=-1)).square().sum(dim=-1)  # (C,), the paper's form
     torch.testing.assert_close(terms["kg"].detach(), 4 * squared.mean(), rtol=1e-3, atol=1e-5)
     assert set(terms) == {"ce", "kg"}

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from clip import clip
 from dassl.utils import UserError
-from trainers.prompts import word_vectors
+from trainers.parts.prompts import word_vectors
 
 DEPTH = ["TRAINER.MAPLE.PROMPT_DEPTH", "2"]
 
@@ -31,7 +31,7 @@ def test_features_are_those_of_towers_with_vectors_and_their_projections_in_fron
         return torch.cat([x, visual.ln_pre(own)]) if i == 0 else torch.cat([x[:-2], own])
 
     image, label = torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 2])
-    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.names])
+    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.classnames])
     text = F.normalize(random_clip.encode_text(tokens, edit=edit_text), dim=-1)
     expected = (
         random_clip.logit_scale.exp() * F.normalize(random_clip.encode_image(image, edit=edit_image), dim=-1) @ text.t()

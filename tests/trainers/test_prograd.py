@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from clip import clip
+from trainers.parts.prompts import word_vectors
 from trainers.prograd import project
-from trainers.prompts import word_vectors
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.8])
@@ -23,7 +23,7 @@ def test_a_step_follows_the_projected_gradient(make_trainer):
     opts = ["OPTIM.LR", "0.1", "OPTIM.MOMENTUM", "0.0", "OPTIM.WEIGHT_DECAY", "0.0"]
     trainer = make_trainer("ProGrad", *opts)
     ctx, features = trainer.learned.ctx, torch.randn(4, 32)
-    teacher = trainer.logits(features, trainer.hand).softmax(dim=-1)
+    teacher = trainer.compare(features, trainer.teacher).softmax(dim=-1)
     for label in torch.randint(8, (100, 4)):  # the first labels that work against zero-shot CLIP
         logits, terms = trainer.loss(features, label)
         divergence = F.kl_div(logits.log_softmax(dim=-1), teacher, reduction="batchmean")
@@ -43,7 +43,7 @@ def test_the_temperature_divides_the_logits_of_both_and_its_square_scales_the_lo
     trainer = make_trainer("ProGrad", "TRAINER.PROGRAD.T", "2.0")
     features = torch.randn(4, 32)
     logits, terms = trainer.loss(features, torch.tensor([0, 1, 2, 3]))
-    teacher = (trainer.logits(features, trainer.hand) / 2).softmax(dim=-1)
+    teacher = (trainer.compare(features, trainer.teacher) / 2).softmax(dim=-1)
     expected = -4 * (teacher * (logits / 2).log_softmax(dim=-1)).sum(dim=-1).mean()
     torch.testing.assert_close(terms["kl"], expected)
 
@@ -56,5 +56,5 @@ def test_the_context_starts_from_the_teachers_words_behind_zeros(make_trainer, r
     assert torch.equal(trainer.learned.ctx[3:], words) and not trainer.learned.ctx[:3].any()
     short = make_trainer("ProGrad", "TRAINER.PROGRAD.CTX_INIT", "a photo of a", "TRAINER.PROGRAD.N_CTX", "2")
     assert torch.equal(short.learned.ctx, word_vectors(random_clip, "of a"))
-    expected = random_clip.encode_text(clip.tokenize([prompt.format(name) for name in trainer.names]))
-    torch.testing.assert_close(trainer.hand, expected, rtol=1e-4, atol=1e-5)
+    expected = random_clip.encode_text(clip.tokenize([prompt.format(name) for name in trainer.classnames]))
+    torch.testing.assert_close(trainer.teacher, expected, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from clip import clip
-from trainers.prompts import ensemble
+from trainers.frozen import ensemble
 from trainers.promptsrc import epoch_weights
 
 
@@ -33,7 +33,7 @@ def prompted(trainer, image):
         own = vision[i][:, None].expand(-1, x.shape[1], -1)
         return torch.cat([x, model.visual.ln_pre(own)]) if i == 0 else torch.cat([x[:-4], own])
 
-    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.names])
+    tokens = clip.tokenize([f"a photo of a {name}." for name in trainer.classnames])
     return model.encode_text(tokens, edit=edit_text), model.encode_image(image, edit=edit_image)
 
 
@@ -42,17 +42,18 @@ def test_both_towers_have_vectors_of_their_own(make_trainer, method):
     trainer = make_trainer(method, *opts(method))
     image = torch.randn(3, 3, 32, 32)
     classes, features = prompted(trainer, image)
-    assert_close(trainer.classes(), classes, rtol=1e-3, atol=1e-4)
+    assert_close(trainer.class_features(), classes, rtol=1e-3, atol=1e-4)
     assert_close(trainer.image_features(image), features, rtol=1e-3, atol=1e-4)
 
 
 def test_the_loss_holds_features_and_logits_close_to_frozen_clip(make_trainer, random_clip):
     trainer = make_trainer("PromptSRC", *opts("PromptSRC"))
     image, label = torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 2])
+    trainer.prepare()
     _, terms = trainer.loss(image, label)
     with torch.no_grad():
         g, f = (F.normalize(x, dim=-1) for x in prompted(trainer, image))
-        prompts = [[prompt.format(name) for name in trainer.names] for prompt in ensemble()]
+        prompts = [[prompt.format(name) for name in trainer.classnames] for prompt in ensemble()]
         g_zs = F.normalize(sum(random_clip.encode_text(clip.tokenize(each)) for each in prompts) / 60, dim=-1)
         f_zs = F.normalize(random_clip.encode_image(image), dim=-1)
         scale = random_clip.logit_scale.exp()

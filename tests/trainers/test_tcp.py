@@ -37,9 +37,9 @@ def plain_classes(trainer, texts, known):
 def test_each_class_has_vectors_made_of_what_clip_knows_of_it(make_trainer, random_clip, template, prompt):
     trainer = make_trainer("TCP", *BLOCK, "DATASET.TEMPLATE", template)
     features, label = torch.randn(3, 32), torch.tensor([0, 5, 2])
-    known = [(template or "a photo of a {}.").format(name) for name in trainer.names]
+    known = [(template or "a photo of a {}.").format(name) for name in trainer.classnames]
     known = F.normalize(random_clip.encode_text(clip.tokenize(known)), dim=-1)
-    classes = plain_classes(trainer, [prompt.format(name) for name in trainer.names], known)
+    classes = plain_classes(trainer, [prompt.format(name) for name in trainer.classnames], known)
     expected = F.normalize(classes, dim=-1)
     logits = random_clip.logit_scale.exp() * F.normalize(features, dim=-1) @ expected.t()
     found, terms = trainer.loss(features, label)

@@ -15,7 +15,7 @@ class Datum:
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not os.path.isfile(impath):
-            raise MissingFile(f'No image at "{impath}"; DATASETS.md says where each file belongs')
+            raise MissingFile(f'No image at "{impath}"; docs/DATASETS.md says where each file belongs')
         self._impath = impath
         self._label = label
         self._domain = domain

@@ -23,6 +23,7 @@ AVAI_CHOICES = [
     "colorjitter",
     "randomgrayscale",
     "gaussian_blur",
+    "randaugment",
 ]
 ON_PIL_IMAGES = {"random_translation", "colorjitter", "randomgrayscale", "gaussian_blur"}  # cannot follow a fast step
 
@@ -99,6 +100,9 @@ def _train_steps(options, choices):
     if "gaussian_blur" in choices:
         blur = T.RandomApply([T.GaussianBlur(options.GB_K)], options.GB_P)
         steps.append((f"gaussian blur (kernel={options.GB_K})", blur))
+    if "randaugment" in choices:
+        number, strength = options.RANDAUGMENT_N, options.RANDAUGMENT_M
+        steps.append((f"randaugment (n={number}, m={strength})", T.RandAugment(number, strength)))
     return steps
 
 

@@ -1,0 +1,86 @@
+"""result.json: what a finished run reports, in full precision."""
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from ..utils import write_json
+from .memory import peak_rss_mb
+
+
+def images_hash(dataset, root):
+    """SHA-256 of the images a run saw: [path, label, classname] of train_x, val and test.
+
+    Paths are relative to the dataset's own folder (`dataset_dir`), or to `root` if it names none, so that the hash is
+    the same wherever the data lies. `dataset.split_hash` is of the whole split; this is of what few-shot selection and
+    the choice of base or new classes have left of it.
+    """
+    root = dataset.dataset_dir or root
+    splits = [
+        [[Path(os.path.relpath(item.impath, root)).as_posix(), item.label, item.classname] for item in split or []]
+        for split in (dataset.train_x, dataset.val, dataset.test)
+    ]
+    return hashlib.sha256(json.dumps(splits, separators=(",", ":")).encode()).hexdigest()
+
+
+def learned_parameters(trainer):
+    """Number of parameters that the registered models' optimizers change."""
+    optims = [optim for optim in trainer._optims.values() if optim is not None]
+    learned = {p for optim in optims for group in optim.param_groups for p in group["params"] if p.requires_grad}
+    return sum(p.numel() for p in learned)
+
+
+def write_result(trainer, config_files=()):
+    """Write `<OUTPUT_DIR>/result.json`, which says that the run is finished; the resume file goes.
+
+    config_files: the paths given as --config-file. Metrics are null if there was no test. `split` is the hash of the
+    whole split that docs/DATASETS.md lists (null where a dataset has none), `images` that of the images of this run.
+    Seconds are wall time, memory is in MB (1e6 bytes): `peak_memory_mb` of the training steps' tensors (null where it
+    was not measured), `peak_rss_mb` of the whole process. Returns what was written.
+    """
+    cfg, evaluator, dataset = trainer.cfg, trainer.evaluator, trainer.dm.dataset
+    result = {
+        "protocol": cfg.PROTOCOL,
+        "preset": cfg.PRESET,
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "subsample": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "seed": cfg.SEED,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "classnames": list(dataset.classnames),
+        "config": Path(config_files[-1]).stem if config_files else "",
+        "config_files": [str(path) for path in config_files],
+        "tested": trainer.tested,
+        "accuracy": evaluator.results.get("accuracy"),
+        "macro_f1": evaluator.results.get("macro_f1"),
+        "correct": evaluator.correct,
+        "total": evaluator.total,
+        "split": getattr(dataset, "split_hash", None),
+        "images": images_hash(dataset, cfg.DATASET.ROOT or "."),
+        "epochs": trainer.max_epoch,
+        "workers": cfg.DATALOADER.NUM_WORKERS,
+        "seconds": {
+            "extract": trainer.extract_seconds,
+            "train": trainer.train_seconds,
+            "test": trainer.test_seconds,
+        },
+        "peak_memory_mb": trainer.memory.mb,
+        "peak_rss_mb": peak_rss_mb(),
+        "learned_parameters": learned_parameters(trainer),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+        },
+    }
+    write_json(result, os.path.join(cfg.OUTPUT_DIR, "result.json"))
+    Path(trainer.resume_path).unlink(missing_ok=True)
+    return result

@@ -1,0 +1,146 @@
+"""The paper's Tables 1 and 5 for what scripts/compare.sh leaves, with the paper's own numbers beside.
+
+    python -m results.comparison output/compare
+
+Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include
+feature extraction, peak memory is that of training. For each dataset there is one table each for every method's own
+recipe and for Skip Tuning's batch size and epochs; a method that learns nothing stands in both. A run that is missing
+or broken is listed and left out.
+
+Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .ablation import ACCURACIES
+from .costs import over
+from .layout import table_text
+from .published import Published
+from .read import read_folder
+from .tables import (
+    Row,
+    Table,
+    accuracy_cells,
+    any_console,
+    build_tables,
+    finish,
+    group,
+    mean,
+    memory_column,
+    seeds_behind,
+    shots_name,
+    shown,
+    spread_name,
+)
+
+OURS = "SkipTuning"
+TABLES = {  # the paper's rows in its order, and ours beside them
+    "Table 1, prompt tuning": (
+        *("ZeroshotCLIP", "CoOp", "CoCoOp", "ProGrad", "KgCoOp", "MaPLe", "IVLP", "PromptSRC", "TCP", "DePT"),
+        *("CoPrompt", OURS),
+    ),
+    "Table 5, fine-tuning and adapters": (
+        *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF", OURS),
+        *("CLIPAdapter†", "SkipTuning†"),
+    ),
+}
+OWN = ("", "recommended")  # presets
+RECIPES = {OWN: "each method's own recipe", ("matched",): "Skip Tuning's batch size and epochs"}
+PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
+NOTES = [
+    f"means over n seeds; H: seed by seed, ± {spread_name(False)}. Train s: feature extraction included",
+    "ratio: the row's cost over Skip Tuning's; paper: averages over 11 datasets with ViT-B/16, its time and its",
+    "  estimate of memory over Skip Tuning's. †: on features of each image that are cached once",
+]
+
+
+def methods(rows: list[Row], presets: tuple[str, ...]) -> dict[str, list[Row]]:
+    """{method: its rows by one of these presets}, with what is the same by any recipe."""
+    found = {}
+    for row in rows:
+        if row.preset == "cached":
+            found.setdefault(f"{row.trainer}†", []).append(row)
+        elif row.preset in presets:
+            found.setdefault(row.trainer, []).append(row)
+    for row in rows:
+        if row.preset in OWN and row.learned == 0:  # no recipe changes what learns nothing
+            found.setdefault(row.trainer, [row])
+    return found
+
+
+def line_of(name: str, row: Row, ours: Row | None, memory: str) -> dict:
+    """Our cells of one method; costs also as multiples of Skip Tuning's."""
+    line = {"method": name, "base": mean(row, "Base"), "new": mean(row, "New")} | accuracy_cells(row, ["H"])
+    for key, column in (("train_s", "Train s"), ("memory_mb", memory)):
+        line[key] = mean(row, column)
+        line[f"{key}_ratio"] = over(line[key], ours and mean(ours, column))
+    return line | {"learned": row.learned or 0, "n": seeds_behind(row, ACCURACIES)}
+
+
+def paper_cells(method: str, published: dict[tuple[str, str], float]) -> dict:
+    """The paper's averages for one method, costs as multiples of Skip Tuning's."""
+    cells = {f"paper_{name.lower()}": published.get((method, name)) for name in ACCURACIES}
+    for key, metric in PAPER_COSTS.items():
+        cells[f"paper_{key}"] = over(published.get((method, metric)), published.get((OURS, metric)))
+    return cells
+
+
+def columns(memory: str) -> list[list[str]]:
+    """Of a comparison's figure."""
+    ours = [["method", "", "text"], ["base", "Base", "percent"], ["new", "New", "percent"], ["h", "H", "percent"]]
+    ours += [["train_s", "Train s", "cost"], ["train_s_ratio", "ratio", "ratio"]]
+    ours += [["memory_mb", memory, "cost"], ["memory_mb_ratio", "ratio", "ratio"]]
+    ours += [["learned", "learned", "count"], ["n", "n", "number"]]
+    paper = [[f"paper_{name.lower()}", f"paper\n{name}", "percent"] for name in ACCURACIES]
+    return ours + paper + [[f"paper_{key}", f"paper\n{key}", "ratio"] for key in PAPER_COSTS]
+
+
+def compare(table: Table) -> list[dict]:
+    """The figures of one base-to-new table: each of the paper's tables by each recipe, for each dataset."""
+    published = Published().averages("base2new", "Average of 11")
+    memory = memory_column(table)
+    found = []
+    for dataset, rows in group(table.rows, lambda row: row.name).items():
+        for what, names in TABLES.items():
+            for presets, recipe in RECIPES.items():
+                known = methods(rows, presets)
+                ours = known.get(OURS, [None])[0]
+                lines = []
+                for name in names:
+                    for row in known.get(name, []):
+                        label = name if len(known[name]) == 1 else f"{name} ({row.config})"
+                        lines.append(line_of(label, row, ours, memory) | paper_cells(name, published))
+                title = ", ".join((what, recipe, dataset, shots_name(table.shots), table.backbone))
+                found.append({"title": title, "columns": columns(memory), "rows": lines})
+    return found
+
+
+def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
+    """The tables of a comparison's folder, for `layout` -> (figures, problems)."""
+    runs, problems = read_folder(folder)
+    tables = [table for table in build_tables(runs) if table.protocol == "base2new"]
+    return [figure for table in tables for figure in compare(table)], problems
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; -> the exit code."""
+    any_console()
+    parser = argparse.ArgumentParser(
+        prog="python -m results.comparison",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="such as output/compare")
+    folder = parser.parse_args(argv).folder
+    found, problems = figures(folder)
+    for figure in found:
+        print(f"{figure['title']}, {shown(folder.absolute())}\n\n{table_text(figure)}\n")
+    if found:
+        print(*NOTES, sep="\n")
+    return finish(found, problems, f"no base-to-new runs in {folder}; first: bash scripts/compare.sh emoji")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The commands of a sweep, one a line, each with its settings; runs that are finished are left out:
+#   TRAINERS="SkipTuning CoOp" PRESETS="recommended matched" SEEDS="1 2" bash scripts/list.sh base2new eurosat dtd
+#   bash scripts/list.sh few_shot dtd | tr '\n' '\0' | xargs -0 -P 2 -n 1 bash -c    # two at once
+#   bash scripts/list.sh xd >jobs
+#   sbatch --array=1-$(wc -l <jobs) --wrap 'bash -c "$(sed -n "${SLURM_ARRAY_TASK_ID}p" jobs)"'
+# The first argument is base2new, few_shot or xd; the others are datasets, by default those of the paper (for xd those
+# that are tested on). A line of base2new trains and tests on one dataset, a line of xd trains and tests on all of them.
+# SHOTS may be several numbers for few_shot.
+. "$(dirname "$0")/common.sh"
+arguments "base2new|few_shot|xd [DATASET ...]" 1 999 "$@"
+case $1 in
+  base2new) datasets="imagenet $TARGETS" numbers=${SHOTS:-} ;;
+  few_shot) datasets="imagenet $TARGETS" numbers=${SHOTS:-1 2 4 8 16} ;;
+  xd) datasets="$TARGETS $VARIANTS" numbers=${SHOTS:-} ;;
+  *) fail 2 "Error: there is no protocol $1; choose base2new, few_shot or xd" ;;
+esac
+protocol=$1
+shift
+datasets=${*:-$datasets}
+shared=
+for name in OUTPUT DATA PYTHON CFG PREC OPTIONS IMAGES CLASSNAMES TEMPLATE; do
+  if [ -n "${!name:-}" ]; then shared+=" $name=$(quoted "${!name}")"; fi
+done
+
+# add STAGE DATASET ARGUMENT...: adds this run to the commands of the line, if it isn't finished.
+add() {
+  local shots cfg folder files
+  place "$1" "$2" "$seed"
+  if finished || ! offered; then return; fi
+  commands+=" && bash $(quoted "${SHOWN}scripts/protocols/$1.sh") ${*:3}"
+}
+
+# line: prints the commands that were added, if there are any, to be run one after the other.
+line() {
+  if [ -n "$commands" ]; then
+    echo "export TRAINER=$TRAINER PRESET=$PRESET${SHOTS:+ SHOTS=$SHOTS}$shared$commands"
+  fi
+  commands=
+}
+
+commands=
+for seed in $SEEDS; do
+  for TRAINER in ${TRAINERS:-$TRAINER}; do
+    for PRESET in ${PRESETS:-${PRESET:-recommended}}; do
+      for SHOTS in ${numbers:-""}; do
+        if [ $protocol = xd ]; then add xd_train imagenet "$seed"; fi
+        for dataset in $datasets; do
+          case $protocol in
+            base2new)
+              add base2new_train "$dataset" "$dataset" "$seed"
+              add base2new_test "$dataset" "$dataset" "$seed"
+              line ;;
+            few_shot)
+              add few_shot "$dataset" "$dataset" "$seed" "$SHOTS"
+              line ;;
+            xd) add xd_test "$dataset" "$dataset" "$seed" ;;
+          esac
+        done
+        line
+      done
+    done
+  done
+done

@@ -1,0 +1,44 @@
+"""How a command line ends: its exit code and what stands on stderr."""
+
+import io
+
+import pytest
+
+from dassl.utils import MissingFile, UserError, exit_code
+
+
+def failing(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_a_run_that_ends_by_itself_decides_its_exit_code(returned, code, capsys):
+    assert exit_code(lambda: returned, "again") == code
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted; the same command goes on"),
+        (UserError("no\nimages"), 2, "Error: no images"),
+        (MissingFile("no file"), 2, "Error: no file"),  # an OSError as well, but it says itself what to do
+        (OSError("disk full"), 2, "Error: disk full; make room"),
+        (RuntimeError("a bug\nin two lines"), 1, "Error: unexpected RuntimeError: a bug in two lines"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr_and_an_exit_code(error, code, line, capsys):
+    log = io.StringIO()
+    options = {"after_os_error": "make room", "traceback_to": log, "error_code": 2}
+    assert exit_code(failing(error), "the same command goes on", **options) == code
+    assert capsys.readouterr().err.strip() == line
+    assert ("in run" in log.getvalue()) == isinstance(error, RuntimeError)
+
+
+def test_a_bug_is_raised_where_nobody_asks_for_its_traceback():
+    with pytest.raises(RuntimeError, match="a bug"):
+        exit_code(failing(RuntimeError("a bug")), "again")
+    assert exit_code(failing(UserError("a")), "again") == exit_code(failing(OSError("b")), "again") == 1

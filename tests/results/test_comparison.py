@@ -1,0 +1,75 @@
+"""The comparison's tables, from planted runs."""
+
+import re
+import statistics
+
+import pytest
+
+from results import comparison
+from results.published import Published
+
+
+@pytest.fixture
+def compare(tmp_path, capsys):
+    """Runs the command: its exit code, {heading: {method: cells}}, what it wrote to stderr."""
+
+    def compare():
+        code = comparison.main([str(tmp_path)])
+        out, err = capsys.readouterr()
+        tables = {}
+        for line in out.splitlines():
+            if line.startswith("Table"):
+                rows = tables[", ".join(line.split(", ")[:3])] = {}
+            elif len(cells := re.split(r"\s{2,}", line.strip())) == 15:
+                rows[cells[0]] = cells[1:]
+        return code, tables, err
+
+    return compare
+
+
+OWN = "Table 1, prompt tuning, each method's own recipe"
+MATCHED = "Table 1, prompt tuning, Skip Tuning's batch size and epochs"
+ADAPTERS = "Table 5, fine-tuning and adapters, each method's own recipe"
+
+
+def test_a_row_is_means_costs_over_skip_tunings_and_the_papers_numbers(plant_run, tmp_path, compare):
+    plant_run(tmp_path, 80.0, 60.0, train=18.0, memory=50.0)
+    for seed, base in enumerate((70.0, 74.0), start=1):
+        plant_run(tmp_path, base, 50.0, seed, "CoOp", train=28.0, memory=200.0, learned=2048)
+    code, tables, err = compare()
+    cells = tables[OWN]["CoOp"]
+    h = [2 * base * 50 / (base + 50) for base in (70, 74)]
+    assert cells[:3] == ["72.00", "50.00", f"{statistics.mean(h):.2f} ±{statistics.stdev(h):.2f}"]
+    assert cells[3:9] == ["30.0", "1.50x", "200", "4.00x", "2,048", "2"]
+    assert cells[9:] == ["82.69", "63.22", "71.66", "4.96x", "7.93x"]
+    assert tables[OWN]["SkipTuning"][-2:] == ["1.00x", "1.00x"]
+    assert (code, err.count("another experiment has seed 2")) == (1, 2)  # which Skip Tuning lacks
+
+
+def test_each_recipe_has_its_table_and_what_has_no_matched_one_stands_in_both(plant_run, tmp_path, compare):
+    plant_run(tmp_path, 80.0, 60.0)
+    plant_run(tmp_path, 70.0, 60.0, config="embedded_matched")
+    plant_run(tmp_path, 30.0, 20.0, trainer="ZeroshotCLIP")
+    plant_run(tmp_path, 50.0, 40.0, trainer="CoOp", learned=512)
+    code, tables, _ = compare()
+    assert code == 0
+    assert [tables[name]["SkipTuning"][0] for name in (OWN, MATCHED)] == ["80.00", "70.00"]
+    assert [tables[name]["ZeroshotCLIP"][0] for name in (OWN, MATCHED)] == ["30.00", "30.00"]
+    assert "CoOp" in tables[OWN] and "CoOp" not in tables[MATCHED]
+
+
+def test_cached_presets_are_the_papers_daggers(plant_run, tmp_path, compare):
+    plant_run(tmp_path, 80.0, 60.0)
+    plant_run(tmp_path, 75.0, 55.0, config="embedded_cached", memory=20.0)
+    cells = compare()[1][ADAPTERS]["SkipTuning†"]
+    assert cells[0] == "75.00" and cells[6] == "0.20x" and cells[-5:] == ["82.66", "75.56", "78.95", "0.48x", "0.17x"]
+
+
+def test_every_published_row_of_both_tables_has_its_place():
+    published = {method for method, _ in Published().averages("base2new", "Average of 11")}
+    assert published <= {name for names in comparison.TABLES.values() for name in names}
+
+
+def test_an_empty_folder_says_which_command_fills_it(tmp_path, compare, capsys):
+    code, _, err = compare()
+    assert code == 2 and "bash scripts/compare.sh emoji" in err

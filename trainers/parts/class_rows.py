@@ -1,0 +1,25 @@
+"""Weights that have rows for the classes they were trained on, such as a head's, under other classes."""
+
+import torch
+from torch import Tensor
+
+from dassl.engine.checkpoint import find_checkpoint
+from dassl.utils import load_checkpoint
+
+
+def columns(names: list[str], trained: list[str]) -> Tensor:
+    """Where each of `names` stands in `trained`: (C,), -1 for a class that isn't there."""
+    place = {name: i for i, name in enumerate(trained)}
+    return torch.tensor([place.get(name, -1) for name in names])
+
+
+def make_room(tensors: dict[str, Tensor], folder: str, model_name: str, epoch: int | None = None) -> list[str]:
+    """Resize `tensors` {key in the checkpoint: tensor} to the checkpoint's class count; return its class names.
+
+    Errors: as `find_checkpoint` and `load_checkpoint`.
+    """
+    checkpoint = load_checkpoint(find_checkpoint(folder, model_name, epoch))
+    for key, tensor in tensors.items():
+        if key in checkpoint["state_dict"]:
+            tensor.data = tensor.new_empty(len(checkpoint["state_dict"][key]), *tensor.shape[1:])
+    return [name.replace("_", " ") for name in checkpoint["meta"]["classnames"]]

@@ -1,0 +1,148 @@
+"""PREC: the numbers in which a method runs, and how its weights are updated.
+
+What learns is part of CLIP (SkipTuning, FinetuneCLIP):
+
+    PREC          weights that learn               forward and backward
+    fp32          fp32                             fp32
+    bf16          fp32, with bf16 copies           bf16
+    amp           fp32                             autocast: fp16 with a scaled loss on CUDA, bf16 on the CPU
+    fp16_master   fp32, with fp16 copies           fp16 with a scaled loss
+    fp16          fp16, as in the released code    fp16: most updates are below half a unit in their weight's last
+                                                   place, and are lost
+
+What learns stands beside a frozen CLIP (all other methods): it is fp32, and PREC says in what CLIP runs: fp32, bf16,
+amp, or fp16 with a scaled loss.
+
+Half precision holds for what is half in OpenAI's archives, and the embeddings; the norms stay fp32.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+HALF = {"bf16": torch.bfloat16, "fp16_master": torch.float16, "fp16": torch.float16}
+WITH_COPIES = ("bf16", "fp16_master")
+SAMPLE = 4096  # elements of each weight that `moved_share` looks at
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A context for everything that runs in `precision`; it does something for amp only."""
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=precision == "amp")
+
+
+def halve(module: nn.Module, dtype: torch.dtype, keep: Iterable[nn.Parameter] = ()) -> None:
+    """Convert the parameters of `module` to `dtype`, except norms, scalars and the parameters in `keep`."""
+    kept = {id(p) for p in keep} | {id(p) for p in module.parameters() if p.dim() == 0}
+    kept |= {id(p) for part in module.modules() if isinstance(part, nn.LayerNorm) for p in part.parameters()}
+    for p in module.parameters():
+        if id(p) not in kept:
+            p.data = p.data.to(dtype)
+
+
+class MasterWeights:
+    """The weights of `module`, which are trained and saved, and the module that forward passes go through.
+
+    `running` is `module` itself or, where `precision` asks for them, a copy of it in half precision. Then gradients
+    are the copies', steps are made on the master weights, and the copies follow them.
+    """
+
+    def __init__(self, module: nn.Module, precision: str = "fp32"):
+        self.module = module
+        self.running = module
+        self.step_in_backward = False  # set by the function of that name
+        if precision in WITH_COPIES:
+            self.running = copy.deepcopy(module)
+            halve(self.running, HALF[precision])
+
+    def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """(weight, its copy or itself), one by one."""
+        return zip(self.module.parameters(), self.running.parameters(), strict=True)
+
+    def take_gradients(self) -> None:
+        """Move the copies' gradients to the weights."""
+        for weight, running in self.pairs():
+            if running is not weight:
+                weight.grad, running.grad = running.grad.to(weight.dtype), None
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Make the copies equal to the weights; needed after a step and after weights were loaded."""
+        for weight, running in self.pairs():
+            if running is not weight:
+                running.copy_(weight)
+
+
+def can_step_in_backward(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each weight's step depends on its own gradient alone and is written here: SGD without dampening."""
+    return type(optimizer) is torch.optim.SGD and not optimizer.defaults["dampening"]
+
+
+def step_in_backward(weights: MasterWeights, optimizer: torch.optim.SGD) -> None:
+    """Update each weight within the backward pass, as soon as its gradient is there, which is freed at once.
+
+    The numbers are those of a step at the end, but the gradients of all weights are never held together.
+    `optimizer.step()` then finds no gradient and tells schedulers that a step was made.
+    """
+    weights.step_in_backward = True
+    running = dict(weights.pairs())
+    for index, group in enumerate(optimizer.param_groups):
+        for weight in group["params"]:
+            running[weight].register_post_accumulate_grad_hook(partial(_sgd_step, optimizer, weight, index))
+
+
+@torch.no_grad()
+def _sgd_step(optimizer: torch.optim.SGD, weight: nn.Parameter, index: int, running: nn.Parameter) -> None:
+    """SGD's step of one weight, with the options of parameter group `index`, by the gradient of what ran."""
+    gradient, running.grad = running.grad.to(weight.dtype), None
+    group = optimizer.param_groups[index]
+    buffers = [None]
+    if group["momentum"]:
+        state = optimizer.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        buffers = [state["momentum_buffer"]]
+    options = {name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")}
+    fused = weight.dtype == torch.float32  # PyTorch 2.9 leaves half-precision elements as they are
+    sgd([weight], [gradient], buffers, fused=fused, **options)
+    if running is not weight:
+        running.copy_(weight)
+
+
+def update(
+    loss: Tensor, weights: MasterWeights, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Backward pass and step for a scalar loss. With a scaled loss, a step whose gradients overflow is left out."""
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if weights.step_in_backward:
+        optimizer.step()  # finds no gradient
+        return
+    weights.take_gradients()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    weights.sync()
+
+
+def sample(module: nn.Module) -> list[Tensor]:
+    """Up to about SAMPLE elements of each parameter, for `moved_share`."""
+    samples = []
+    for p in module.parameters():
+        stride = p.numel() // SAMPLE
+        stride += stride % 2 == 0  # an odd stride goes through all columns
+        samples.append(p.detach().flatten()[::stride].clone())
+    return samples
+
+
+def moved_share(module: nn.Module, before: list[Tensor]) -> float:
+    """The share of the parameters' elements that differ from `before`, an earlier `sample` of them; 0 to 1."""
+    moved = total = 0.0
+    for p, now, then in zip(module.parameters(), sample(module), before, strict=True):
+        moved += p.numel() * float((now != then).float().mean())
+        total += p.numel()
+    return moved / total
