@@ -1,14 +1,23 @@
 """Configuration files, scripts and the command that trains, in the words of a fork."""
 
+import functools
 import re
+from typing import NamedTuple
 
 import yaml
 
-from dassl.config.config import read_files
+from dassl.config.config import Config, flatten, resolve
+from dassl.utils.reading import read_yaml
 
 from .fork import FLAGS, HERE, dataset_file
 
-RECIPES = HERE / "configs/trainers/SkipTuning"
+CONFIGS = HERE / "configs"
+PRESETS = ("paper", "official", "cached")
+PROTOCOLS = {
+    "base2new": ("", "base2new_train.sh eurosat 1"),
+    "few_shot": ("_few_shot", "few_shot.sh eurosat 1 16"),
+    "xd": ("_xd", "xd_train.sh 1"),
+}
 SCRIPTS = {  # script: (arguments, SUBSAMPLE_CLASSES, suffix of the recipe, part of base-to-new)
     "base2new_train": ("DATASET SEED", "base", "", "train_base"),
     "base2new_test": ("DATASET SEED", "new", "", "test_new"),
@@ -23,12 +32,15 @@ cd "$(dirname "$0")/../.."
 {read}
 SHOTS=${{SHOTS:-16}}
 CFG=${{CFG:-vit_b16${{PRESET:+_${{PRESET}}}}{suffix}}}
-RECIPE=configs/trainers/{trainer}/${{CFG}}
-if [ -e "${{RECIPE}}/${{DATASET}}.yaml" ]; then RECIPE=${{RECIPE}}/${{DATASET}}; fi  # has values of its own
-{dataset}exec "${{PYTHON:-python}}" {train} --root "${{DATA:-./data}}" --seed "${{SEED}}" --trainer {trainer} {flags}\\
-  --dataset-config-file "{file}" --config-file "${{RECIPE}}.yaml" \\
-  --output-dir "{output}" {model}\\
-  DATASET.NUM_SHOTS "${{SHOTS}}" DATASET.SUBSAMPLE_CLASSES {classes} {options}"$@"
+PAIRS=(DATASET.NUM_SHOTS "${{SHOTS}}" DATASET.SUBSAMPLE_CLASSES {classes}{options})
+{dataset}case ${{1:-}} in  # flags stand before pairs
+  -*) set -- "$@" "${{PAIRS[@]}}" ;;
+  *) set -- "${{PAIRS[@]}}" "$@" ;;
+esac
+exec "${{PYTHON:-python}}" {train} --root "${{DATA:-./data}}" --seed "${{SEED}}" --trainer {trainer} {flags}\
+  --dataset-config-file "{file}" --config-file "configs/trainers/{trainer}/${{CFG}}.yaml" \
+  --output-dir "{output}" \
+  {model}"$@"
 """
 SHOTS_ARGUMENT = """if [[ ${1:-} =~ ^[0-9]+$ ]]; then
   SHOTS=$1
@@ -42,46 +54,79 @@ XD_TRAIN = "output/imagenet/{trainer}/{cfg}_{shots}shots/seed{seed}"
 XD_TEST = "output/evaluation/{trainer}/{cfg}_{shots}shots/{dataset}/seed{seed}"
 
 
+class Recipe(NamedTuple):
+    header: str  # comment lines
+    tree: dict
+    own: dict  # dataset: the KEY VALUE pairs that it has of its own
+    suffix: str  # of the protocol
+
+
 def recipes(name):
-    """{path in the codebase: bytes}: each recipe as one plain yacs file, and one more for each dataset that differs."""
+    """{path in the codebase: bytes}: each preset for each protocol as one plain yacs file."""
     files = {}
-    for path in sorted(RECIPES.glob("vit_b16*.yaml")):
-        text, tree = path.read_text(encoding="utf-8"), {}
-        for _, layer in read_files(path):
-            merge(tree, layer)
-        tree["OPTIM"]["STAGED_LR"] = False  # DePT's default is True, for layers of its own
-        rows = tree.pop("OVERRIDES", {})
-        header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        files[f"configs/trainers/{name}/{path.name}"] = write_yaml(header, tree, name)
-        for dataset, row in rows.items():
-            other = yaml.safe_load(yaml.safe_dump(tree))
-            merge(other, row)
-            stem = dataset_stem(dataset)
-            files[f"configs/trainers/{name}/{path.stem}/{stem}.yaml"] = write_yaml(
-                f"# {path.name} with what {dataset} has of its own\n", other, name
-            )
+    for stem, recipe in presets().items():
+        tree = {**recipe.tree, "TRAINER": {name.upper(): recipe.tree["TRAINER"]["SKIPTUNING"]}}
+        text = recipe.header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        files[f"configs/trainers/{name}/{stem}.yaml"] = text.encode()
     return files
 
 
-def write_yaml(header, tree, name):
-    tree = {**tree, "TRAINER": {name.upper(): tree["TRAINER"]["SKIPTUNING"]}}
-    return (header + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)).encode()
+@functools.cache
+def presets():
+    """{name: Recipe}. Upstream's yacs knows neither overlays nor OVERRIDES, so both are resolved here."""
+    templates = read_yaml(CONFIGS / "templates.yaml")["uses"]["skip_tuning"]
+    datasets = {read_yaml(path)["DATASET"]["NAME"]: path.stem for path in (CONFIGS / "datasets").glob("*.yaml")}
+    found = {}
+    for preset in ("", *PRESETS):
+        for protocol, (suffix, script) in PROTOCOLS.items():
+            files = ["trainers/SkipTuning/vit_b16.yaml", f"overlays/{protocol}.yaml"]
+            files += [f"trainers/SkipTuning/{preset}.yaml"] if preset else []
+            tree, conditions = resolved(files, "")
+            own = {}
+            for dataset in sorted(conditions & set(datasets)):
+                other = flatten(resolved(files, dataset)[0])
+                pairs = [f"{key} {value}" for key, value in other.items() if flatten(tree).get(key) != value]
+                if pairs:
+                    own[datasets[dataset]] = " ".join(pairs)
+            tree["OPTIM"]["STAGED_LR"] = False  # DePT's default is True, for layers of its own
+            tree["TRAINER"]["SKIPTUNING"]["TEMPLATES"] = templates
+            command = f"{f'PRESET={preset} ' if preset else ''}bash scripts/skip/{script}"
+            header = f"# Skip Tuning with ViT-B/16, {preset or 'recommended'}:\n#   {command}\n"
+            found[f"vit_b16{f'_{preset}' if preset else ''}{suffix}"] = Recipe(header, tree, own, suffix)
+    return found
 
 
-def merge(tree, update):
-    for key, value in update.items():
-        if isinstance(value, dict):
-            merge(tree.setdefault(key, {}), value)
-        else:
-            tree[key] = value
+def resolved(files, dataset):
+    """Files of ours merged in order, with the rows of OVERRIDES that hold for a dataset -> (tree, all conditions)."""
+    cfg = Config(new_allowed=True)
+    cfg.PROTOCOL = cfg.PRESET = ""
+    cfg.OVERRIDES = Config(new_allowed=True)
+    cfg.DATASET = Config({"NAME": dataset, "NUM_SHOTS": -1})
+    for file in files:
+        cfg.merge_from_file(str(CONFIGS / file))
+    conditions = {condition for key in cfg.OVERRIDES for condition in key.split("+")}
+    resolve(cfg)
+    for key in ("PROTOCOL", "PRESET", "OVERRIDES", "DATASET"):
+        del cfg[key]
+    return plain(cfg), conditions
 
 
-def dataset_stem(name):
-    """ImageNet -> imagenet, the name of its file in configs/datasets/, which the family shares."""
-    for path in sorted((HERE / "configs/datasets").glob("*.yaml")):
-        if yaml.safe_load(path.read_text(encoding="utf-8"))["DATASET"]["NAME"] == name:
-            return path.stem
-    raise KeyError(name)
+def plain(node):
+    return {key: plain(value) if isinstance(value, dict) else value for key, value in node.items()}
+
+
+def own_values(suffix):
+    """Shell lines that give a dataset the options that the recipes of a protocol have for it alone."""
+    groups = {}  # (datasets, options): recipes
+    for stem, recipe in presets().items():
+        for options in sorted(set(recipe.own.values())) if recipe.suffix == suffix else ():
+            datasets = " | ".join(dataset for dataset, pairs in recipe.own.items() if pairs == options)
+            groups.setdefault((datasets, options), []).append(stem)
+    lines = ""
+    for (datasets, options), stems in groups.items():
+        lines += f"case ${{DATASET}} in {datasets})\n  case ${{CFG}} in {' | '.join(stems)}) "
+        lines += f"PAIRS+=({options}) ;; esac ;;\nesac\n"
+    return lines
 
 
 def scripts(fork, name, options):
@@ -99,7 +144,7 @@ def write_script(script, fork, name, options):
     }
     model = ""
     if script in trained:
-        model = f'--eval-only --model-dir "{trained[script]}" {last_epoch(fork)}'
+        model = f'--eval-only --model-dir "{trained[script]}" {last_epoch(fork)}\\\n  '
     needed = [word for word in arguments.split() if word.isalpha()]
     read = [f"{word}=${{{i}:?{arguments}}}" for i, word in enumerate(needed, 1)] + [f"shift {len(needed)}"]
     if script == "xd_train":
@@ -115,12 +160,12 @@ def write_script(script, fork, name, options):
         trainer=name,
         train=fork.train,
         flags=f"{fork.kind.flags} " if fork.kind.flags else "",
-        dataset="" if plain else FIND_DATASET,
+        dataset=own_values(suffix) + ("" if plain else FIND_DATASET),
         file="configs/datasets/${DATASET}.yaml" if plain else "${FILE}",
         output=layouts.get(script, fork.kind.layout).format(part=part, **words),
         model=model,
         classes=classes,
-        options=f"{options} " if options else "",
+        options=f" {options}" if options else "",
     )
     return spell(fork, text).encode()
 

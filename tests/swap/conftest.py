@@ -9,9 +9,7 @@ WORKS = {"python": [3, 11, 0], "torch": "2.9.0", "dassl": None, "file": "/somewh
 def found(monkeypatch):
     """What the probe finds, without starting a Python for it; tests may change it."""
     facts = dict(WORKS)
-    monkeypatch.setattr(
-        plan, "run_probe", lambda folder, task: {"modules": dict.fromkeys(task["modules"]), **facts}
-    )
+    monkeypatch.setattr(plan, "run_probe", lambda folder, task: {"modules": dict.fromkeys(task["modules"]), **facts})
     return facts
 
 

@@ -238,7 +238,9 @@ def make_fork(folder, name, weights="none.pt", trainer="Mine"):
 def contents(folder):
     """Every file below a folder: what is in it, and its mode; links as links."""
     return {
-        path.relative_to(folder).as_posix(): os.readlink(path) if path.is_symlink() else (path.read_bytes(), path.stat().st_mode)
+        path.relative_to(folder).as_posix(): os.readlink(path)
+        if path.is_symlink()
+        else (path.read_bytes(), path.stat().st_mode)
         for path in folder.rglob("*")
         if path.is_symlink() or path.is_file()
     }

@@ -62,7 +62,7 @@ def test_options_that_a_fork_forces_on_its_own_trainer_leave_skip_tunings_alone(
     task = ["TASK", "B2N"] if name == "MMRL" else []
     own = [configure(text, "Mine", opts[:2] + task, monkeypatch) for text in (plain, text)]
     assert own[0] == own[1], "the fork's own trainers keep all their options, and get no more"
-    assert own[1].OPTIM.MAX_EPOCH == (FORCED.get(name) or get_cfg_default().OPTIM.MAX_EPOCH)
+    assert (FORCED.get(name) or get_cfg_default().OPTIM.MAX_EPOCH) == own[1].OPTIM.MAX_EPOCH
     assert remove_edit(text.encode(), "SkipTuning", PACKAGE) == plain.encode()
 
 
@@ -107,7 +107,8 @@ def test_the_ways_in_which_people_write_python(old, new, monkeypatch):
 
 def test_one_line_functions_become_several_lines(monkeypatch):
     plain = source().replace(
-        'def extend_cfg(cfg):\n    """\n    Add options, for example cfg.TRAINER.MINE.N = 1\n    """\n', "def extend_cfg(cfg): cfg.A = 1\n\n\ndef other(cfg):\n"
+        'def extend_cfg(cfg):\n    """\n    Add options, for example cfg.TRAINER.MINE.N = 1\n    """\n',
+        "def extend_cfg(cfg): cfg.A = 1\n\n\ndef other(cfg):\n",
     )
     start, end = plain.index("def setup_cfg"), plain.index("def main")
     short = "def setup_cfg(args): cfg = get_cfg_default(); extend_cfg(cfg); reset_cfg(cfg, args); "
@@ -145,7 +146,11 @@ def test_what_python_cannot_read_is_one_line(data):
         ("def extend_cfg", "def extend", "has no function extend_cfg"),
         ("args.trainer", "args.method", "there is no args.trainer"),
         ("cfg.merge_from_list(args.opts)", "merge(cfg)", r"line \d+: setup_cfg merges no args.opts"),
-        ("    cfg = get_cfg_default()", "    cfg: object = get_cfg_default()", r"line \d+: the configuration is not made"),
+        (
+            "    cfg = get_cfg_default()",
+            "    cfg: object = get_cfg_default()",
+            r"line \d+: the configuration is not made",
+        ),
         ("    return cfg\n", "    yield cfg\n", r"line \d+: setup_cfg returns no configuration"),
         ("reset_cfg(cfg, args)\n    ", "more = 3\n    reset_cfg(cfg, more)\n    ", r"line \d+: setup_cfg uses more"),
     ],
@@ -180,7 +185,9 @@ def test_an_evaluation_that_loads_nothing_loads_this_trainers_model_once_it_is_b
 def test_the_model_is_loaded_where_the_trainer_is_bound(main):
     """Also where `if args.eval_only:` stands before the trainer is built."""
     plain = source()
-    plain = plain[: plain.index("    trainer = build_trainer(cfg)\n")] + main + "\n" + plain[plain.index("if __name__") :]
+    plain = (
+        plain[: plain.index("    trainer = build_trainer(cfg)\n")] + main + "\n" + plain[plain.index("if __name__") :]
+    )
     calls = []
 
     class Trainer:

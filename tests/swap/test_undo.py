@@ -141,7 +141,12 @@ def test_what_a_run_left_that_was_killed_at_any_moment_can_be_undone(hard_link, 
         os.link(root / "train.py", root / "other.py")
     before, there = contents(path), folders(path)
     todo = plan.make(forks.find(path), "SkipTuning", "theirs")
-    some = ("train.py", "trainers/skiptuning/skip_tuning.py", "trainers/skiptuning/__init__.py", "scripts/skip/xd_test.sh")
+    some = (
+        "train.py",
+        "trainers/skiptuning/skip_tuning.py",
+        "trainers/skiptuning/__init__.py",
+        "scripts/skip/xd_test.sh",
+    )
     todo = todo._replace(changes={path: todo.changes[path] for path in some})
     moments = 0
     while killed_at(moments, root, lambda: undo.apply(todo)):
