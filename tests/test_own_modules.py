@@ -1,4 +1,4 @@
-"""Our commands find our own modules where other packages have the same names: Hugging Face's datasets, OpenAI's clip."""
+"""Our commands find our own modules where others have the same names: Hugging Face's datasets, OpenAI's clip."""
 
 import os
 import subprocess

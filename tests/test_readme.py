@@ -128,7 +128,7 @@ def test_the_four_steps_add_a_method(tmp_path):
     listing.write_text(listing.read_text().replace('    "coop",\n', '    "coop",\n    "nudge",\n', 1))
     recipe = copy / "configs/trainers/Nudge/embedded.yaml"
     recipe.parent.mkdir()
-    recipe.write_text('# Nudge:\n#   bash scripts/protocols/base2new_train.sh emoji 1\n_BASE_: "../../base/embedded.yaml"\n')
+    recipe.write_text('# Nudge, a test\n_BASE_: "../../base/embedded.yaml"\n')
     command = ["bash", "scripts/protocols/base2new_train.sh", "emoji", "1", "OPTIM.MAX_EPOCH", "1"]
     environment = {"TRAINER": "Nudge", "SHOTS": "1", "PYTHON": sys.executable, "OUTPUT": str(tmp_path / "output")}
     run = subprocess.run(command, cwd=copy, env=os.environ | environment, text=True, capture_output=True)

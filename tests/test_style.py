@@ -3,11 +3,11 @@
 import ast
 import re
 import subprocess
-import tomllib
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import tomllib
 import yaml
 
 ROOT = Path(__file__).parents[1]

@@ -120,7 +120,8 @@ VARIATIONS = {
         "marker": "own",
     },
     "early return": {  # of extend_cfg
-        "extend": "if 'MINE' in cfg.TRAINER: return\n    from yacs.config import CfgNode as CN\n    cfg.TRAINER.MINE = CN()",
+        "extend": "if 'MINE' in cfg.TRAINER: return\n"
+        "    from yacs.config import CfgNode as CN\n    cfg.TRAINER.MINE = CN()",
         "marker": "own",
     },
     "one line": {  # several statements on a line; options after extend_cfg
