@@ -110,7 +110,8 @@ def place_of(record: dict, path: dict) -> dict:
     if path.get("seed", 0) < 0:  # SEED -1: each half has drawn its own
         place["seed"] = path["seed"]
     if path["protocol"] == "other":
-        place["config"] = preset or record.get("config") or "-"
+        files = record.get("config_files")  # the method's own first, then overlays
+        place["config"] = "_".join(filter(None, (Path(files[0]).stem if files else "", preset))) or "-"
     return place | {"dataset": dataset_stems().get(record["dataset"], record["dataset"])}
 
 

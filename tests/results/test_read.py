@@ -78,6 +78,11 @@ class TestVersions:
         run = read_run(put("anything/at all", record), tmp_path)
         assert (run.protocol, run.part, run.dataset, run.preset) == expected
 
+    def test_outside_the_layout_its_own_file_and_the_preset_name_the_config(self, put, tmp_path):
+        files = ["configs/trainers/CoOp/embedded.yaml", "configs/overlays/matched.yaml"]
+        assert read_run(put("x", new(config_files=files, preset="matched")), tmp_path).config == "embedded_matched"
+        assert read_run(put("y", new(config_files=[], preset="")), tmp_path).config == "-"
+
     def test_a_protocol_and_the_classes_that_were_tested_must_agree(self, put, tmp_path):
         with pytest.raises(Broken, match="says protocol base2new, but subsample all"):
             read_run(put("x", new(subsample="all")), tmp_path)
