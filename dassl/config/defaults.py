@@ -19,6 +19,7 @@ _C.INPUT.SIZE = (224, 224)  # height, width in pixels
 _C.INPUT.INTERPOLATION = "bilinear"
 _C.INPUT.TRANSFORMS = ()
 _C.INPUT.NO_TRANSFORM = False
+_C.INPUT.EXIF_TRANSPOSE = False  # turn images as their EXIF orientation says; CoOp does not
 _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
 _C.INPUT.RRCROP_SCALE = (0.08, 1.0)  # random_resized_crop: share of the area

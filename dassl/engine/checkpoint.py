@@ -42,7 +42,7 @@ def describe(trainer):
 def find_checkpoint(directory, name, epoch=None):
     """Path of `<directory>/<name>/model.pth.tar-<epoch>`; without an epoch the best one, else the last.
 
-    MissingFile says which epochs there are.
+    MissingFile says which epochs there are, or where else to look.
     """
     folder = os.path.join(directory, name)
     files = os.listdir(folder) if os.path.isdir(folder) else []
@@ -54,9 +54,21 @@ def find_checkpoint(directory, name, epoch=None):
         wanted = f"model.pth.tar-{epochs[-1]}"
     path = os.path.join(folder, wanted)
     if wanted not in files:
-        have = f"take --load-epoch {' or '.join(map(str, epochs))}" if epochs else "train one first"
+        have = f"take --load-epoch {' or '.join(map(str, epochs))}" if epochs else _elsewhere(directory, name)
         raise MissingFile(f'No model at "{path}"; {have}, or name another --model-dir')
     return path
+
+
+def _elsewhere(directory, name):
+    """What to do where `directory` has no models called `name`: they may lie one folder above or below it."""
+    if os.path.basename(os.path.normpath(directory)) == name:
+        return f'give --model-dir "{os.path.dirname(os.path.normpath(directory)) or "."}"'
+    folders = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    for folder in folders:
+        if os.path.isdir(os.path.join(directory, folder, name)):
+            return f'give --model-dir "{os.path.join(directory, folder)}"'
+    others = [folder for folder in folders if os.path.isfile(os.path.join(directory, folder, "checkpoint"))]
+    return f"it holds {others[0]}, a model of another trainer: set --trainer" if others else "train one first"
 
 
 def check_meta(path, theirs, ours):
@@ -88,7 +100,7 @@ def identity(cfg):
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
     old, new = _parsed(path, theirs), yaml.safe_load(identity(cfg))
-    if new["OPTIM.STEPS_PER_SHOT"] > 0:  # MAX_EPOCH follows from it
+    if new.get("OPTIM.STEPS_PER_SHOT", 0) > 0:  # MAX_EPOCH follows from it
         old.pop("OPTIM.MAX_EPOCH", None)
         new.pop("OPTIM.MAX_EPOCH")
     changed = [

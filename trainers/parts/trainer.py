@@ -201,7 +201,7 @@ class CLIPTrainer(TrainerX):
     # ---- test ------------------------------------------------------------------------------------------------
 
     def load_model(self, directory, *args, epoch=None):
-        """CLAP passes its cfg in between. Without an epoch, or below 0, the best checkpoint, else the last."""
+        """Without an epoch, or with a negative one, the best checkpoint, else the last. CLAP passes its cfg in between."""
         epoch = next((value for value in args if isinstance(value, int)), epoch)
         if epoch is not None and epoch < 0:  # a fork whose --load-epoch has a default can't leave it out
             epoch = None
