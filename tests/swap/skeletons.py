@@ -120,8 +120,12 @@ VARIATIONS = {
         "marker": "own",
     },
     "early return": {  # of extend_cfg
+<<<<<<< HEAD
+        "extend": "if 'MINE' in cfg.TRAINER: return\n    " + CN_INSIDE,
+=======
         "extend": "if 'MINE' in cfg.TRAINER: return\n"
         "    from yacs.config import CfgNode as CN\n    cfg.TRAINER.MINE = CN()",
+>>>>>>> main
         "marker": "own",
     },
     "one line": {  # several statements on a line; options after extend_cfg
@@ -238,13 +242,14 @@ def make_fork(folder, name, weights="none.pt", trainer="Mine"):
 
 def contents(folder):
     """Every file below a folder: what is in it, and its mode; links as links."""
-    return {
-        path.relative_to(folder).as_posix(): os.readlink(path)
-        if path.is_symlink()
-        else (path.read_bytes(), path.stat().st_mode)
-        for path in folder.rglob("*")
-        if path.is_symlink() or path.is_file()
-    }
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file():
+            found[name] = path.read_bytes(), path.stat().st_mode
+    return found
 
 
 def folders(folder):

@@ -60,6 +60,8 @@ from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 folder, data, weights, output, *opts = sys.argv[1:]
+from dassl.data.datasets import DATASET_REGISTRY
+DATASET_REGISTRY._objects.pop("EuroSAT", None)
 sys.path.insert(0, folder)
 import eurosat
 cfg = get_cfg_default()
@@ -135,6 +137,9 @@ def test_every_script_runs_to_its_end_with_our_folders_and_results(name, world, 
     package = forks.HERE / "datasets"
     text = OUR_DATASETS.format(path=str(package / "__init__.py"), folder=str(package))
     (root / "datasets/eurosat.py").write_text(text)
+    train = (root / "train.py").read_text()
+    options = "".join(f'    cfg.DATASET.{key} = ""\n' for key in ("TEMPLATE", "IMAGES", "CLASSNAMES"))
+    (root / "train.py").write_text(train.replace("\n\n\ndef setup_cfg", f"\n{options}\n\ndef setup_cfg"))
     (root / "configs/datasets/imagenet.yaml").write_text('DATASET:\n  NAME: "ImageNet"\n')
     assert run(path, "--engine", "ours") == 0
     assert run_scripts(root, folder) == ours

@@ -106,10 +106,10 @@ def test_the_ways_in_which_people_write_python(old, new, monkeypatch):
 
 
 def test_one_line_functions_become_several_lines(monkeypatch):
-    plain = source().replace(
-        'def extend_cfg(cfg):\n    """\n    Add options, for example cfg.TRAINER.MINE.N = 1\n    """\n',
-        "def extend_cfg(cfg): cfg.A = 1\n\n\ndef other(cfg):\n",
-    )
+    comment = '    """\n    Add options, for example cfg.TRAINER.MINE.N = 1\n    """\n'
+    plain = source().replace(comment, "    pass\n\n\ndef other(cfg):\n")
+    plain = plain.replace("def extend_cfg(cfg):\n    pass\n", "def extend_cfg(cfg): cfg.A = 1\n")
+    assert "def extend_cfg(cfg): cfg.A = 1" in plain
     start, end = plain.index("def setup_cfg"), plain.index("def main")
     short = "def setup_cfg(args): cfg = get_cfg_default(); extend_cfg(cfg); reset_cfg(cfg, args); "
     plain = plain[:start] + short + "cfg.merge_from_list(args.opts); return cfg\n\n\n" + plain[end:]
