@@ -10,6 +10,7 @@ import torch
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers
+from clip import clip
 from dassl.config import Config, check_ranges, config_diff, flatten, get_cfg_default, resolve
 from dassl.data import ClassNames
 from dassl.data.datasets import DATASET_REGISTRY
@@ -136,10 +137,28 @@ def merge(files, pairs, device="auto"):
         if isinstance(value, str) and value.startswith("~"):
             cfg.merge_from_list([key, os.path.expanduser(value)])
     check_ranges(cfg)
+    follow_backbone(cfg, defaults)
     if cfg.SEED < 0:
         cfg.SEED = drawn_seed(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg, defaults
+
+
+def follow_backbone(cfg, defaults):
+    """Give INPUT the size, mean and std of pixels that the backbone needs where they are not set.
+
+    Errors: UserError where they are set to something else; WeightsError where nobody says what the backbone needs.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if not name:
+        return
+    facts = clip.facts(name, cfg.MODEL.BACKBONE)
+    size = (facts.image_size, facts.image_size)
+    for key, needed in (("SIZE", size), ("PIXEL_MEAN", list(facts.mean)), ("PIXEL_STD", list(facts.std))):
+        if cfg.INPUT[key] == defaults.INPUT[key]:
+            cfg.INPUT[key] = needed
+        elif list(cfg.INPUT[key]) != list(needed):
+            raise UserError(f"INPUT.{key} is {cfg.INPUT[key]}: {name} needs INPUT.{key} {needed}")
 
 
 def drawn_seed(folder):

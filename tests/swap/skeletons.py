@@ -120,12 +120,7 @@ VARIATIONS = {
         "marker": "own",
     },
     "early return": {  # of extend_cfg
-<<<<<<< HEAD
         "extend": "if 'MINE' in cfg.TRAINER: return\n    " + CN_INSIDE,
-=======
-        "extend": "if 'MINE' in cfg.TRAINER: return\n"
-        "    from yacs.config import CfgNode as CN\n    cfg.TRAINER.MINE = CN()",
->>>>>>> main
         "marker": "own",
     },
     "one line": {  # several statements on a line; options after extend_cfg
