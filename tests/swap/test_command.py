@@ -1,6 +1,5 @@
 """A fork with the trainer in it, run: every loss, folder and result is ours. And the trainer on upstream's Dassl."""
 
-import json
 import os
 import re
 import subprocess
@@ -13,7 +12,7 @@ from dassl.engine import TrainerBase
 from dassl.utils import UserError
 from swap import fork as forks
 from swap import plan
-from tests.swap.skeletons import VARIATIONS, make_fork, make_images, run
+from tests.swap.skeletons import VARIATIONS, make_fork, make_images, make_world, run, write_python
 from trainers.parts.trainer import CLIPTrainer
 
 SMALL = ["OPTIM.MAX_EPOCH", "2", "OPTIM.LR", "0.01", "INPUT.SIZE", "(32,32)", "TRAINER.SKIPTUNING.OMEGA", "1"]
@@ -69,7 +68,9 @@ trainers.extend_cfg(cfg)
 cfg.merge_from_file("configs/trainers/SkipTuning/vit_b16.yaml")
 cfg.merge_from_file("configs/overlays/base2new.yaml")
 cfg.merge_from_list(["DATASET.NAME", "EuroSAT", "DATASET.ROOT", data, "OUTPUT_DIR", output, "SEED", 1, *opts])
-cfg.merge_from_list(["TRAINER.NAME", "SkipTuning", "MODEL.BACKBONE.NAME", weights])
+cfg.merge_from_list(["TRAINER.NAME", "SkipTuning"])
+import clip.clip
+clip.clip._download = lambda *args, **options: weights
 set_random_seed(1)
 build_trainer(cfg).train()
 """
@@ -98,31 +99,18 @@ spec.loader.exec_module(sys.modules["own_datasets"])
 def world(tmp_path_factory, make_clip):
     """Weights, EuroSAT and ImageNet in small, and what our own scripts make of them: {script: what it printed}."""
     folder = tmp_path_factory.mktemp("world")
-    images = make_images(folder / "images")
-    split = json.loads((images / "split.json").read_text())
-    for part, place in (("train", "train"), ("test", "val")):
-        for name, label, _ in split[part]:
-            target = folder / f"data/imagenet/images/{place}/n0000000{label}/{name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((images / name).read_bytes())
-    names = "".join(f"n0000000{label} colour {label}\n" for label in range(5))
-    (folder / "data/imagenet/classnames.txt").write_text(names)
-    (folder / "data/eurosat").mkdir()
-    images.rename(folder / "data/eurosat/2750")
-    split = {"train": split["train"], "val": split["test"], "test": split["test"]}
-    (folder / "data/eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(split))
-    torch.save(make_clip(embed_dim=32).half().state_dict(), folder / "tiny.pt")
-    more = ["MODEL.BACKBONE.NAME", str(folder / "tiny.pt")]
-    return folder, run_scripts(forks.HERE, folder, *more, OUTPUT=str(folder / "output"))
+    make_world(folder, make_clip(embed_dim=32))
+    python = write_python(folder / "python", folder / "ViT-B-16.pt")
+    return folder, run_scripts(forks.HERE, folder, PYTHON=str(python), OUTPUT=str(folder / "output"))
 
 
-def run_scripts(root, world, *options, **variables):
+def run_scripts(root, world, **variables):
     """{script: (losses, accuracies)} of all scripts in `root`."""
     environment = {**os.environ, "PYTHON": sys.executable, "DATA": str(world / "data"), "SHOTS": "2", **variables}
     environment |= {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     found = {}
     for script, arguments, _ in RUNS:
-        command = ["bash", f"scripts/skip/{script}.sh", *arguments, *SMALL, *options]
+        command = ["bash", f"scripts/skip/{script}.sh", *arguments, *SMALL]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (script, done.stdout[-1000:] + done.stderr[-2000:])
         accuracy = re.findall(r"^\* accuracy: (\S+)%", done.stdout, re.M)
@@ -133,7 +121,7 @@ def run_scripts(root, world, *options, **variables):
 @pytest.mark.parametrize("name", ["CoOp", "DePT"])
 def test_every_script_runs_to_its_end_with_our_folders_and_results(name, world, tmp_path):
     folder, ours = world
-    path, root = make_fork(tmp_path, name, folder / "tiny.pt")
+    path, root = make_fork(tmp_path, name, folder / "ViT-B-16.pt")
     package = forks.HERE / "datasets"
     text = OUR_DATASETS.format(path=str(package / "__init__.py"), folder=str(package))
     (root / "datasets/eurosat.py").write_text(text)

@@ -208,6 +208,10 @@ def test_what_the_edited_codebase_cannot_import_is_refused_and_trainers_are_repo
     before = contents(path)
     assert "No module named 'no_such_module_at_all'): pip install no_such_module_at_all" in refused(capsys, path)
     assert contents(path) == before
+    (root / "helpers.py").write_text("from trainers.absent import absent\n")
+    assert "(ModuleNotFoundError: No module named 'trainers.absent'): a file of the codebase's own" in refused(
+        capsys, path
+    )
     (root / "helpers.py").write_text("absent = 1\n")
     before = contents(path)
     assert run(path) == 0
