@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import predict
 import train
@@ -44,7 +43,7 @@ def trained(place, make_clip):
     """trained(trainer, *pairs, to="run"): the folder of a finished run on the images, made when first asked for."""
     weights = place / "tiny.safetensors"
     if not weights.exists():
-        save_file(make_clip(embed_dim=32, vision_layers=8, transformer_layers=8).state_dict(), weights)
+        clip.save(make_clip(embed_dim=32, vision_layers=8, transformer_layers=8), weights)
 
     def trained(trainer, *pairs, to="run"):
         folder = place / trainer / to

@@ -142,6 +142,24 @@ def test_other_settings_in_the_folder_of_an_unfinished_run_are_refused(finished,
     assert contents(tmp_path) == before
 
 
+def test_another_command_is_refused_while_one_is_at_work_in_the_folder(run, tmp_path):
+    with train.FolderLock(tmp_path, "another command"):
+        done = run(*EMBEDDED, "--output-dir", tmp_path, *TWO_EPOCHS)
+    assert done.code == 1 and "choose another --output-dir" in done.err and len(done.err.splitlines()) == 1
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_command_that_waited_for_the_same_one_announces_its_result(finished, run, tmp_path, monkeypatch):
+    class Waited(train.FolderLock):
+        def __enter__(self):
+            shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+            return super().__enter__()
+
+    monkeypatch.setattr(train, "FolderLock", Waited)
+    done = run(*EMBEDDED, "--output-dir", tmp_path, *TWO_EPOCHS)
+    assert done.code == 0 and done.out.startswith("Finished before: ")
+
+
 def test_eval_only_tests_the_weights_of_the_training(finished, tested):
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (tested, finished))
     assert (ours["correct"], ours["total"]) == (theirs["correct"], theirs["total"])

@@ -58,6 +58,13 @@ _C.MODEL.INIT_WEIGHTS = ""
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
 _C.MODEL.BACKBONE.PRETRAINED = True
+# Facts of a CLIP in a bare file, which its weights don't show; empty: as the file or its configuration says.
+_C.MODEL.BACKBONE.LIKE = ""  # a model with the same facts, such as ViT-B/16
+_C.MODEL.BACKBONE.ACTIVATION = ""  # quick_gelu or gelu
+_C.MODEL.BACKBONE.VISION_HEADS = 0
+_C.MODEL.BACKBONE.TEXT_HEADS = 0
+_C.MODEL.BACKBONE.MEAN = ()  # of the pixels
+_C.MODEL.BACKBONE.STD = ()
 _C.MODEL.HEAD = CN()
 _C.MODEL.HEAD.NAME = ""
 

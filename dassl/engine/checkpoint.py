@@ -35,8 +35,14 @@ def describe(trainer):
         "shots": cfg.DATASET.NUM_SHOTS,
         "seed": cfg.SEED,
         "classnames": list(trainer.dm.dataset.classnames),
+        "split": _split(trainer.dm.dataset),
         "options": trainer.fixed_options(),
     }
+
+
+def _split(dataset):
+    """The hash that tells one set of images from another of the same name; None where a dataset has none."""
+    return None if getattr(dataset, "test_only", False) else getattr(dataset, "split_hash", None)
 
 
 def find_checkpoint(directory, name, epoch=None):
@@ -84,6 +90,12 @@ def check_meta(path, theirs, ours):
                 f'"{path}" was trained with {key} {value}, this run has {ours["options"][key]};'
                 " set it to the same, or choose another --model-dir"
             )
+    splits = theirs.get("split"), ours["split"]
+    if theirs["dataset"] == ours["dataset"] and None not in splits and splits[0] != splits[1]:
+        raise UserError(
+            f'"{path}" was trained on other images of {ours["dataset"]} than this run has (their splits differ);'
+            " name the images of the training, or choose another --model-dir"
+        )
     if theirs["dataset"] != ours["dataset"] and theirs["subsample"] != "all":
         raise UserError(
             f'"{path}" was trained on the {theirs["subsample"]} classes of {theirs["dataset"]}, this run uses'

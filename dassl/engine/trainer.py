@@ -114,6 +114,9 @@ class SimpleTrainer(TrainerBase):
     def train(self):
         """All epochs, then the test. Without a registered model there is nothing to train, only to test."""
         self.check_final_model()
+        if self._models and getattr(self.dm.dataset, "test_only", False):
+            name = self.cfg.DATASET.NAME
+            raise UserError(f"{name} has images for tests only; train on another dataset, then test with --eval-only")
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch if self._models else 0):
             self.epoch = epoch
