@@ -30,7 +30,7 @@ from tests.swap.skeletons import make_world, write_python
 
 # Upstream's Dassl augments with the global generator, and its schedules crash on current PyTorch: neither is compared.
 OPTIONS = """INPUT.SIZE (32,32) INPUT.TRANSFORMS ["normalize"] OPTIM.MAX_EPOCH 2 OPTIM.LR 0.01 OPTIM.WARMUP_EPOCH -1
-DATALOADER.NUM_WORKERS 0 TRAIN.PRINT_FREQ 1 TRAINER.SKIPTUNING.OMEGA 1"""
+DATALOADER.NUM_WORKERS 0 TRAIN.PRINT_FREQ 1 TRAINER.{node}.OMEGA 1"""
 SCRIPTS = {
     "base2new_train": "eurosat 1",
     "base2new_test": "eurosat 1",
@@ -39,6 +39,7 @@ SCRIPTS = {
     "xd_test": "eurosat 1",
 }
 NAMES = {  # of files and folders, where they are others
+    "Koorye+SkipTuning": ["--name", "SkipTuning2"],
     "CEWu+PTNL": ["--train", "upl_train.py"],
     "tonyhuang2022+UPL": ["--train", "upl_train.py"],
     "Syuling+AttriPrompt": ["--clip", "clip1"],
@@ -68,10 +69,10 @@ def make_weights():
     return model
 
 
-def run_script(root, world, script, python, *options, **variables):
+def run_script(root, world, script, python, node="SKIPTUNING", **variables):
     """-> (losses, accuracies) that a script prints, or writes to a log. UserError with its last line if it fails."""
     environment = {**os.environ, "PYTHON": str(python), "DATA": str(world / "data"), "SHOTS": "4", **variables}
-    command = ["bash", f"scripts/skip/{script}.sh", *SCRIPTS[script].split(), *OPTIONS.split(), *options]
+    command = ["bash", f"scripts/skip/{script}.sh", *SCRIPTS[script].split(), *OPTIONS.format(node=node).split()]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     text = done.stdout
     if "* accuracy" not in text:  # DePT's logger does not print
@@ -121,10 +122,11 @@ def drive(name, root, scratch, world, ours, args, five):
         weights = world / "ViT-B-16.pt"
         python = write_python(scratch / "theirs", weights, flags.get("clip", "clip"), args.python)
         here = write_python(scratch / "ours", weights, "clip", args.python)
+        node = flags.pop("name", "SkipTuning").upper()
         fork = forks.find(copy, **flags)
         scripts, largest, accuracies = list(SCRIPTS)[: 5 if five else 2], 0.0, []
         for script in scripts:
-            losses, accuracy = run_script(fork.root, world, script, python)
+            losses, accuracy = run_script(fork.root, world, script, python, node)
             if script not in ours:
                 ours[script] = run_script(forks.HERE, world, script, here, OUTPUT=str(world / "ours"))
             if len(losses) != len(ours[script][0]):
