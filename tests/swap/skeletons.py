@@ -276,6 +276,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def our_weights(file):
+    """The options by which our train.py takes a CLIP like `make_clip`'s from a file, with what shapes don't tell."""
+    mean, std = "[0.48145466,0.4578275,0.40821073]", "[0.26862954,0.26130258,0.27577711]"
+    facts = {"NAME": file, "ACTIVATION": "quick_gelu", "VISION_HEADS": 2, "TEXT_HEADS": 1, "MEAN": mean, "STD": std}
+    return [str(word) for key, value in facts.items() for word in (f"MODEL.BACKBONE.{key}", value)]
+
+
 def write_python(path, weights, clip="clip", python=sys.executable):
     """A Python for scripts in which the download of CLIP's weights gives the file `weights`."""
     words = [python, "-W", "ignore", "-c", RUN, str(weights), clip]

@@ -12,7 +12,7 @@ from dassl.engine import TrainerBase
 from dassl.utils import UserError
 from swap import fork as forks
 from swap import plan
-from tests.swap.skeletons import VARIATIONS, make_fork, make_images, make_world, run, write_python
+from tests.swap.skeletons import VARIATIONS, make_fork, make_images, make_world, our_weights, run
 from trainers.parts.trainer import CLIPTrainer
 
 SMALL = ["OPTIM.MAX_EPOCH", "2", "OPTIM.LR", "0.01", "INPUT.SIZE", "(32,32)", "TRAINER.SKIPTUNING.OMEGA", "1"]
@@ -45,10 +45,9 @@ def test_a_fork_trains_and_tests_and_every_loss_is_ours(tmp_path, make_clip):
     losses, accuracy = in_fork(root, *flags, tmp_path / "run", *SMALL)
     again, tested = in_fork(root, *flags, tmp_path / "test", "--eval-only", "--model-dir", tmp_path / "run", *SMALL)
     assert len(losses) == 10 and again == [] and tested == accuracy
-    ours = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OURS, root / "datasets", data, weights, tmp_path / "ours", *SMALL],
-        cwd=forks.HERE, capture_output=True, text=True,
-    )  # fmt: skip
+    words = [root / "datasets", data, tmp_path / "ours", *SMALL, *our_weights(weights)]
+    command = [sys.executable, "-W", "ignore", "-c", OURS, *map(str, words)]
+    ours = subprocess.run(command, cwd=forks.HERE, capture_output=True, text=True)
     assert re.findall(r" loss ([\d.]+)", ours.stdout) == losses, ours.stderr
 
 
@@ -58,7 +57,7 @@ import trainers
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-folder, data, weights, output, *opts = sys.argv[1:]
+folder, data, output, *opts = sys.argv[1:]
 from dassl.data.datasets import DATASET_REGISTRY
 DATASET_REGISTRY._objects.pop("EuroSAT", None)
 sys.path.insert(0, folder)
@@ -69,8 +68,6 @@ cfg.merge_from_file("configs/trainers/SkipTuning/vit_b16.yaml")
 cfg.merge_from_file("configs/overlays/base2new.yaml")
 cfg.merge_from_list(["DATASET.NAME", "EuroSAT", "DATASET.ROOT", data, "OUTPUT_DIR", output, "SEED", 1, *opts])
 cfg.merge_from_list(["TRAINER.NAME", "SkipTuning"])
-import clip.clip
-clip.clip._download = lambda *args, **options: weights
 set_random_seed(1)
 build_trainer(cfg).train()
 """
@@ -100,17 +97,17 @@ def world(tmp_path_factory, make_clip):
     """Weights, EuroSAT and ImageNet in small, and what our own scripts make of them: {script: what it printed}."""
     folder = tmp_path_factory.mktemp("world")
     make_world(folder, make_clip(embed_dim=32))
-    python = write_python(folder / "python", folder / "ViT-B-16.pt")
-    return folder, run_scripts(forks.HERE, folder, PYTHON=str(python), OUTPUT=str(folder / "output"))
+    more = our_weights(folder / "ViT-B-16.pt")
+    return folder, run_scripts(forks.HERE, folder, *more, OUTPUT=str(folder / "output"))
 
 
-def run_scripts(root, world, **variables):
+def run_scripts(root, world, *options, **variables):
     """{script: (losses, accuracies)} of all scripts in `root`."""
     environment = {**os.environ, "PYTHON": sys.executable, "DATA": str(world / "data"), "SHOTS": "2", **variables}
     environment |= {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     found = {}
     for script, arguments, _ in RUNS:
-        command = ["bash", f"scripts/skip/{script}.sh", *arguments, *SMALL]
+        command = ["bash", f"scripts/skip/{script}.sh", *arguments, *SMALL, *options]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (script, done.stdout[-1000:] + done.stderr[-2000:])
         accuracy = re.findall(r"^\* accuracy: (\S+)%", done.stdout, re.M)

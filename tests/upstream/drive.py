@@ -26,7 +26,7 @@ from clip.model import CLIP
 from dassl.utils import UserError, write_atomic
 from results.figures import figure_text
 from swap import fork as forks
-from tests.swap.skeletons import make_world, write_python
+from tests.swap.skeletons import make_world, our_weights, write_python
 
 # Upstream's Dassl augments with the global generator, and its schedules crash on current PyTorch: neither is compared.
 OPTIONS = """INPUT.SIZE (32,32) INPUT.TRANSFORMS ["normalize"] OPTIM.MAX_EPOCH 2 OPTIM.LR 0.01 OPTIM.WARMUP_EPOCH -1
@@ -69,10 +69,11 @@ def make_weights():
     return model
 
 
-def run_script(root, world, script, python, node="SKIPTUNING", **variables):
+def run_script(root, world, script, python, *options, node="SKIPTUNING", **variables):
     """-> (losses, accuracies) that a script prints, or writes to a log. UserError with its last line if it fails."""
     environment = {**os.environ, "PYTHON": str(python), "DATA": str(world / "data"), "SHOTS": "4", **variables}
-    command = ["bash", f"scripts/skip/{script}.sh", *SCRIPTS[script].split(), *OPTIONS.format(node=node).split()]
+    command = ["bash", f"scripts/skip/{script}.sh", *SCRIPTS[script].split(), *options]
+    command += OPTIONS.format(node=node).split()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     text = done.stdout
     if "* accuracy" not in text:  # DePT's logger does not print
@@ -121,14 +122,14 @@ def drive(name, root, scratch, world, ours, args, five):
         row["engine"] = re.search(r"^Engine: (\w+)", out, re.M)[1]
         weights = world / "ViT-B-16.pt"
         python = write_python(scratch / "theirs", weights, flags.get("clip", "clip"), args.python)
-        here = write_python(scratch / "ours", weights, "clip", args.python)
         node = flags.pop("name", "SkipTuning").upper()
         fork = forks.find(copy, **flags)
         scripts, largest, accuracies = list(SCRIPTS)[: 5 if five else 2], 0.0, []
         for script in scripts:
-            losses, accuracy = run_script(fork.root, world, script, python, node)
+            losses, accuracy = run_script(fork.root, world, script, python, node=node)
             if script not in ours:
-                ours[script] = run_script(forks.HERE, world, script, here, OUTPUT=str(world / "ours"))
+                output = str(world / "ours")
+                ours[script] = run_script(forks.HERE, world, script, args.python, *our_weights(weights), OUTPUT=output)
             if len(losses) != len(ours[script][0]):
                 raise UserError(f"{script}: {len(losses)} losses, {len(ours[script][0])} here")
             largest = max([largest, *(abs(a - b) for a, b in zip(losses, ours[script][0], strict=True))])
