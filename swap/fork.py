@@ -89,6 +89,11 @@ class Fork(NamedTuple):
         match = re.search(pattern, self.source.text)
         return match[1] if match else "None"
 
+    @property
+    def splits_classes(self):
+        """Whether it has CoOp's option that splits a dataset's classes into base and new."""
+        return "SUBSAMPLE_CLASSES" in self.source.text
+
     def describe(self):
         """Told by one file, this can't tell a codebase from one that was made from it."""
         if self.kind is UNKNOWN:
@@ -181,6 +186,8 @@ def notes(fork, engine_file):
     lacking = [f"--{flag}" for flag in FLAGS if not fork.flag(flag) and f".{flag.replace('-', '_')}" not in used]
     if lacking:
         lines.append(f"{fork.train} has no {', '.join(lacking)}: take them out of the command and the scripts")
+    if not fork.splits_classes:
+        lines.append(f"{fork.train} has no DATASET.SUBSAMPLE_CLASSES: base-to-new runs use all classes")
     if fork.dassl != "dassl":
         lines.append(f"its Dassl is the package {fork.dassl}: the trainer's files import that")
     if engine_file:
