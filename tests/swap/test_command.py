@@ -29,6 +29,7 @@ def in_fork(root, *args):
     return re.findall(r" loss ([\d.]+)", run.stdout), re.findall(r"^\* accuracy: (\S+)%", run.stdout, re.M)
 
 
+@pytest.mark.slow
 def test_a_fork_trains_and_tests_and_every_loss_is_ours(tmp_path, make_clip):
     """CLAP's and ATPrompt's calls, DePT's defaults, a clip/ with MaPLe's, TCP's and PLOT++'s changes: all in one."""
     weights, data = tmp_path / "tiny.pt", make_images(tmp_path / "data")
@@ -115,6 +116,7 @@ def run_scripts(root, world, *options, **variables):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CoOp", "DePT"])
 def test_every_script_runs_to_its_end_with_our_folders_and_results(name, world, tmp_path):
     folder, ours = world

@@ -198,6 +198,7 @@ def test_versions_that_cannot_work_are_warned_of(found):
 # ---- what is tried -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_probe")
 def test_what_the_edited_codebase_cannot_import_is_refused_and_trainers_are_reported(tmp_path, capsys):
     path, root = make_fork(tmp_path, "CoOp")
