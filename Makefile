@@ -5,7 +5,7 @@ BIN := $(VENV)/bin/python
 PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint figures table clean
+.PHONY: help demo test quick lint figures forks table clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ quick: $(VENV)/test.stamp  ## the tests without the slow ones
 
 figures: $(VENV)/run.stamp  ## write the tables of README.md and docs/ from docs/results/
 	@$(BIN) -m results.figures
+
+forks: $(VENV)/test.stamp  ## swap_in.py on every clone in the folder FORKS, and docs/results/forks.json
+	@$(BIN) -m tests.upstream.drive $(FORKS) --write
 
 lint: $(VENV)/test.stamp  ## check style and formatting
 	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .

@@ -89,6 +89,11 @@ class Fork(NamedTuple):
         match = re.search(pattern, self.source.text)
         return match[1] if match else "None"
 
+    @property
+    def splits_classes(self):
+        """Whether it has CoOp's option that splits a dataset's classes into base and new."""
+        return "SUBSAMPLE_CLASSES" in self.source.text
+
     def describe(self):
         """Told by one file, this can't tell a codebase from one that was made from it."""
         if self.kind is UNKNOWN:
@@ -143,7 +148,7 @@ def check_clean(root):
 def trainer_files(fork):
     """The codebase's own files that register a trainer."""
     for file in sorted((fork.root / fork.trainers).rglob("*.py")):
-        if b"TRAINER_REGISTRY" in file.read_bytes():
+        if file.is_file() and b"TRAINER_REGISTRY" in file.read_bytes():
             yield file
 
 
@@ -181,12 +186,14 @@ def notes(fork, engine_file):
     lacking = [f"--{flag}" for flag in FLAGS if not fork.flag(flag) and f".{flag.replace('-', '_')}" not in used]
     if lacking:
         lines.append(f"{fork.train} has no {', '.join(lacking)}: take them out of the command and the scripts")
+    if not fork.splits_classes:
+        lines.append(f"{fork.train} has no DATASET.SUBSAMPLE_CLASSES: base-to-new runs use all classes")
     if fork.dassl != "dassl":
         lines.append(f"its Dassl is the package {fork.dassl}: the trainer's files import that")
-    if engine_file:
-        for file in sorted(Path(engine_file).parent.rglob("*.py")):
-            if "evaluation" in file.parts and (match := re.search(r"TRAINER\.([A-Z]\w+)\.", file.read_text("utf-8"))):
-                lines.append(f"its evaluator reads the options of a trainer of its own, TRAINER.{match[1]} ({file})")
+    for file in sorted(Path(engine_file).parent.rglob("evaluation/*.py")) if engine_file else ():
+        own = re.search(r"TRAINER\.([A-Z]\w+)\.", file.read_text("utf-8", "replace"))
+        if own:
+            lines.append(f"its evaluator reads the options of a trainer of its own, TRAINER.{own[1]} ({file})")
     return lines
 
 

@@ -195,7 +195,7 @@ def problem_of_theirs(fork, found):
                 f"its Dassl lies in {folder}: pip install -e {folder} makes it importable" if folder else "install it"
             )
         else:
-            hint = remedy(error)
+            hint = remedy(fork, error)
         return f"no Dassl can be imported there ({error}): {hint}"
     if found.get("missing"):
         lacks = ", ".join(spell(module, name) for module, name in found["missing"])
@@ -208,9 +208,13 @@ def missing_module(error):
     return match[1] if match else None
 
 
-def remedy(error):
+def remedy(fork, error):
     module = missing_module(error)
-    return f"pip install {INSTALLS.get(module, module)}" if module else "repair it"
+    if not module:
+        return "repair it"
+    if (fork.root / module).exists():
+        return "a file of the codebase's own is missing"
+    return f"pip install {INSTALLS.get(module, module)}"
 
 
 def rehearse(plan, before):
@@ -230,10 +234,12 @@ def rehearse(plan, before):
         found = run_probe(folder, task)
     if error := found["modules"][train]:
         raise UserError(
-            f"{fork.train} could not be imported afterwards ({error}): {remedy(error)}; nothing was changed"
+            f"{fork.train} could not be imported afterwards ({error}): {remedy(fork, error)}; nothing was changed"
         )
     if error := found["modules"][package]:
-        raise UserError(f"the trainer could not be imported there ({error}): {remedy(error)}; nothing was changed")
+        raise UserError(
+            f"the trainer could not be imported there ({error}): {remedy(fork, error)}; nothing was changed"
+        )
     if found.get("missing"):
         lacks = ", ".join(spell(module, name) for module, name in found["missing"])
         raise UserError(f"this codebase's clip lacks {lacks}, which the trainer needs; nothing was changed")

@@ -32,7 +32,7 @@ cd "$(dirname "$0")/../.."
 {read}
 SHOTS=${{SHOTS:-16}}
 CFG=${{CFG:-vit_b16${{PRESET:+_${{PRESET}}}}{suffix}}}
-PAIRS=(DATASET.NUM_SHOTS "${{SHOTS}}" DATASET.SUBSAMPLE_CLASSES {classes}{options})
+PAIRS=(DATASET.NUM_SHOTS "${{SHOTS}}"{classes}{options})
 {dataset}case ${{1:-}} in  # flags stand before pairs
   -*) set -- "$@" "${{PAIRS[@]}}" ;;
   *) set -- "${{PAIRS[@]}}" "$@" ;;
@@ -164,7 +164,7 @@ def write_script(script, fork, name, options):
         file="configs/datasets/${DATASET}.yaml" if plain else "${FILE}",
         output=layouts.get(script, fork.kind.layout).format(part=part, **words),
         model=model,
-        classes=classes,
+        classes=f" DATASET.SUBSAMPLE_CLASSES {classes}" if fork.splits_classes else "",
         options=f" {options}" if options else "",
     )
     return spell(fork, text).encode()
@@ -194,7 +194,7 @@ def train_command(fork, name, options):
         f"python {fork.train} --root PATH/TO/DATASETS --seed 1 --trainer {name} {fork.kind.flags}",
         f"--dataset-config-file {file}" if file else "",
         f"--config-file configs/trainers/{name}/vit_b16.yaml --output-dir {fork.kind.layout.format(**words)}",
-        "DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base",
+        f"DATASET.NUM_SHOTS 16{' DATASET.SUBSAMPLE_CLASSES base' if fork.splits_classes else ''}",
         "" if file else "DATASET.NAME EuroSAT",
         options,
     ]

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shlex
+import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 import swap_in
@@ -262,6 +265,48 @@ def refused(capsys, *args):
     error = capsys.readouterr().err
     assert error.startswith("Error: ") and error.count("\n") == 1, error
     return error
+
+
+RUN = """
+import importlib, runpy, sys
+weights, clip, *sys.argv = sys.argv[1:]
+sys.path[0] = ""
+importlib.import_module(clip + ".clip")._download = lambda *args, **options: weights
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def our_weights(file):
+    """The options by which our train.py takes a CLIP like `make_clip`'s from a file, with what shapes don't tell."""
+    mean, std = "[0.48145466,0.4578275,0.40821073]", "[0.26862954,0.26130258,0.27577711]"
+    facts = {"NAME": file, "ACTIVATION": "quick_gelu", "VISION_HEADS": 2, "TEXT_HEADS": 1, "MEAN": mean, "STD": std}
+    return [str(word) for key, value in facts.items() for word in (f"MODEL.BACKBONE.{key}", value)]
+
+
+def write_python(path, weights, clip="clip", python=sys.executable):
+    """A Python for scripts in which the download of CLIP's weights gives the file `weights`."""
+    words = [python, "-W", "ignore", "-c", RUN, str(weights), clip]
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def make_world(folder, weights):
+    """EuroSAT and ImageNet in small in folder/data, and `weights` (a CLIP) in folder/ViT-B-16.pt."""
+    images = make_images(folder / "images")
+    split = json.loads((images / "split.json").read_text())
+    for part, place in (("train", "train"), ("test", "val")):
+        for name, label, _ in split[part]:
+            target = folder / f"data/imagenet/images/{place}/n0000000{label}/{name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((images / name).read_bytes())
+    names = "".join(f"n0000000{label} colour {label}\n" for label in range(5))
+    (folder / "data/imagenet/classnames.txt").write_text(names)
+    (folder / "data/eurosat").mkdir()
+    images.rename(folder / "data/eurosat/2750")
+    split = {"train": split["train"], "val": split["test"], "test": split["test"]}
+    (folder / "data/eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(split))
+    torch.save(weights.half().state_dict(), folder / "ViT-B-16.pt")
 
 
 def make_images(folder, size=32):

@@ -1,6 +1,5 @@
 """A fork with the trainer in it, run: every loss, folder and result is ours. And the trainer on upstream's Dassl."""
 
-import json
 import os
 import re
 import subprocess
@@ -13,7 +12,7 @@ from dassl.engine import TrainerBase
 from dassl.utils import UserError
 from swap import fork as forks
 from swap import plan
-from tests.swap.skeletons import VARIATIONS, make_fork, make_images, run
+from tests.swap.skeletons import VARIATIONS, make_fork, make_images, make_world, our_weights, run
 from trainers.parts.trainer import CLIPTrainer
 
 SMALL = ["OPTIM.MAX_EPOCH", "2", "OPTIM.LR", "0.01", "INPUT.SIZE", "(32,32)", "TRAINER.SKIPTUNING.OMEGA", "1"]
@@ -30,6 +29,7 @@ def in_fork(root, *args):
     return re.findall(r" loss ([\d.]+)", run.stdout), re.findall(r"^\* accuracy: (\S+)%", run.stdout, re.M)
 
 
+@pytest.mark.slow
 def test_a_fork_trains_and_tests_and_every_loss_is_ours(tmp_path, make_clip):
     """CLAP's and ATPrompt's calls, DePT's defaults, a clip/ with MaPLe's, TCP's and PLOT++'s changes: all in one."""
     weights, data = tmp_path / "tiny.pt", make_images(tmp_path / "data")
@@ -46,10 +46,9 @@ def test_a_fork_trains_and_tests_and_every_loss_is_ours(tmp_path, make_clip):
     losses, accuracy = in_fork(root, *flags, tmp_path / "run", *SMALL)
     again, tested = in_fork(root, *flags, tmp_path / "test", "--eval-only", "--model-dir", tmp_path / "run", *SMALL)
     assert len(losses) == 10 and again == [] and tested == accuracy
-    ours = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OURS, root / "datasets", data, weights, tmp_path / "ours", *SMALL],
-        cwd=forks.HERE, capture_output=True, text=True,
-    )  # fmt: skip
+    words = [root / "datasets", data, tmp_path / "ours", *SMALL, *our_weights(weights)]
+    command = [sys.executable, "-W", "ignore", "-c", OURS, *map(str, words)]
+    ours = subprocess.run(command, cwd=forks.HERE, capture_output=True, text=True)
     assert re.findall(r" loss ([\d.]+)", ours.stdout) == losses, ours.stderr
 
 
@@ -59,7 +58,7 @@ import trainers
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-folder, data, weights, output, *opts = sys.argv[1:]
+folder, data, output, *opts = sys.argv[1:]
 from dassl.data.datasets import DATASET_REGISTRY
 DATASET_REGISTRY._objects.pop("EuroSAT", None)
 sys.path.insert(0, folder)
@@ -69,7 +68,7 @@ trainers.extend_cfg(cfg)
 cfg.merge_from_file("configs/trainers/SkipTuning/vit_b16.yaml")
 cfg.merge_from_file("configs/overlays/base2new.yaml")
 cfg.merge_from_list(["DATASET.NAME", "EuroSAT", "DATASET.ROOT", data, "OUTPUT_DIR", output, "SEED", 1, *opts])
-cfg.merge_from_list(["TRAINER.NAME", "SkipTuning", "MODEL.BACKBONE.NAME", weights])
+cfg.merge_from_list(["TRAINER.NAME", "SkipTuning"])
 set_random_seed(1)
 build_trainer(cfg).train()
 """
@@ -98,21 +97,8 @@ spec.loader.exec_module(sys.modules["own_datasets"])
 def world(tmp_path_factory, make_clip):
     """Weights, EuroSAT and ImageNet in small, and what our own scripts make of them: {script: what it printed}."""
     folder = tmp_path_factory.mktemp("world")
-    images = make_images(folder / "images")
-    split = json.loads((images / "split.json").read_text())
-    for part, place in (("train", "train"), ("test", "val")):
-        for name, label, _ in split[part]:
-            target = folder / f"data/imagenet/images/{place}/n0000000{label}/{name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((images / name).read_bytes())
-    names = "".join(f"n0000000{label} colour {label}\n" for label in range(5))
-    (folder / "data/imagenet/classnames.txt").write_text(names)
-    (folder / "data/eurosat").mkdir()
-    images.rename(folder / "data/eurosat/2750")
-    split = {"train": split["train"], "val": split["test"], "test": split["test"]}
-    (folder / "data/eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(split))
-    torch.save(make_clip(embed_dim=32).half().state_dict(), folder / "tiny.pt")
-    more = ["MODEL.BACKBONE.NAME", str(folder / "tiny.pt")]
+    make_world(folder, make_clip(embed_dim=32))
+    more = our_weights(folder / "ViT-B-16.pt")
     return folder, run_scripts(forks.HERE, folder, *more, OUTPUT=str(folder / "output"))
 
 
@@ -130,10 +116,11 @@ def run_scripts(root, world, *options, **variables):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CoOp", "DePT"])
 def test_every_script_runs_to_its_end_with_our_folders_and_results(name, world, tmp_path):
     folder, ours = world
-    path, root = make_fork(tmp_path, name, folder / "tiny.pt")
+    path, root = make_fork(tmp_path, name, folder / "ViT-B-16.pt")
     package = forks.HERE / "datasets"
     text = OUR_DATASETS.format(path=str(package / "__init__.py"), folder=str(package))
     (root / "datasets/eurosat.py").write_text(text)

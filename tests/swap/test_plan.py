@@ -198,6 +198,7 @@ def test_versions_that_cannot_work_are_warned_of(found):
 # ---- what is tried -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_probe")
 def test_what_the_edited_codebase_cannot_import_is_refused_and_trainers_are_reported(tmp_path, capsys):
     path, root = make_fork(tmp_path, "CoOp")
@@ -208,6 +209,10 @@ def test_what_the_edited_codebase_cannot_import_is_refused_and_trainers_are_repo
     before = contents(path)
     assert "No module named 'no_such_module_at_all'): pip install no_such_module_at_all" in refused(capsys, path)
     assert contents(path) == before
+    (root / "helpers.py").write_text("from trainers.absent import absent\n")
+    assert "(ModuleNotFoundError: No module named 'trainers.absent'): a file of the codebase's own" in refused(
+        capsys, path
+    )
     (root / "helpers.py").write_text("absent = 1\n")
     before = contents(path)
     assert run(path) == 0
@@ -317,7 +322,8 @@ def test_a_dassl_of_another_name_is_what_the_trainer_imports(tmp_path, capsys):
 def test_what_a_fork_does_otherwise_is_said_when_the_trainer_is_put_in(tmp_path, capsys, found):
     path, root = make_fork(tmp_path, "CoOp")
     text = (root / "train.py").read_text()
-    (root / "train.py").write_text(text.replace('"--load-epoch", type=int', '"--load-epoch", type=int, default=10'))
+    text = text.replace('"--load-epoch", type=int', '"--load-epoch", type=int, default=10')
+    (root / "train.py").write_text(text.replace('    cfg.DATASET.SUBSAMPLE_CLASSES = "all"\n', ""))
     (root / "dassl/evaluation").mkdir(parents=True)
     (root / "dassl/__init__.py").touch()
     (root / "dassl/evaluation/evaluator.py").write_text("print(cfg.TRAINER.MINE.N)")
@@ -325,6 +331,8 @@ def test_what_a_fork_does_otherwise_is_said_when_the_trainer_is_put_in(tmp_path,
     assert run(path) == 0
     out = capsys.readouterr().out
     assert "Note: train.py tests epoch 10 unless --load-epoch says another" in out
+    assert "train.py has no DATASET.SUBSAMPLE_CLASSES" in out and "SUBSAMPLE_CLASSES base" not in out
+    assert "SUBSAMPLE_CLASSES" not in (root / "scripts/skip/xd_train.sh").read_text()
     assert "its evaluator reads the options of a trainer of its own, TRAINER.MINE" in out
     for script in ("base2new_test", "xd_test"):
         assert "--load-epoch -1 " in (root / f"scripts/skip/{script}.sh").read_text()

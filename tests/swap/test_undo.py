@@ -134,6 +134,7 @@ def killed_at(number, root, function):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard_link", [False, True])
 def test_what_a_run_left_that_was_killed_at_any_moment_can_be_undone(hard_link, tmp_path, capsys):
     path, root = make_fork(tmp_path, "CoOp")

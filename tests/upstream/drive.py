@@ -26,26 +26,20 @@ from clip.model import CLIP
 from dassl.utils import UserError, write_atomic
 from results.figures import figure_text
 from swap import fork as forks
-from tests.swap.skeletons import make_images
+from tests.swap.skeletons import make_world, our_weights, write_python
 
-RUN = """
-import importlib, runpy, sys
-weights, clip, *sys.argv = sys.argv[1:]
-sys.path[0] = ""
-importlib.import_module(clip + ".clip")._download = lambda *args, **options: weights
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 # Upstream's Dassl augments with the global generator, and its schedules crash on current PyTorch: neither is compared.
 OPTIONS = """INPUT.SIZE (32,32) INPUT.TRANSFORMS ["normalize"] OPTIM.MAX_EPOCH 2 OPTIM.LR 0.01 OPTIM.WARMUP_EPOCH -1
-DATALOADER.NUM_WORKERS 0 TRAIN.PRINT_FREQ 1 TRAINER.SKIPTUNING.OMEGA 1"""
+DATALOADER.NUM_WORKERS 0 TRAIN.PRINT_FREQ 1 TRAINER.{node}.OMEGA 1"""
 SCRIPTS = {
     "base2new_train": "eurosat 1",
     "base2new_test": "eurosat 1",
-    "few_shot": "eurosat 1 2",
+    "few_shot": "eurosat 1 4",
     "xd_train": "1",
     "xd_test": "eurosat 1",
 }
 NAMES = {  # of files and folders, where they are others
+    "Koorye+SkipTuning": ["--name", "SkipTuning2"],
     "CEWu+PTNL": ["--train", "upl_train.py"],
     "tonyhuang2022+UPL": ["--train", "upl_train.py"],
     "Syuling+AttriPrompt": ["--clip", "clip1"],
@@ -63,39 +57,30 @@ COLUMNS = [
 ]
 
 
-def make_world(folder):
-    """Weights, EuroSAT and ImageNet in small."""
-    images = make_images(folder / "images")
-    split = json.loads((images / "split.json").read_text())
-    for part, place in (("train", "train"), ("test", "val")):
-        for name, label, _ in split[part]:
-            target = folder / f"data/imagenet/images/{place}/n0000000{label}/{name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(images / name, target)
-    names = "".join(f"n0000000{label} colour {label}\n" for label in range(5))
-    (folder / "data/imagenet/classnames.txt").write_text(names)
-    (folder / "data/eurosat").mkdir()
-    images.rename(folder / "data/eurosat/2750")
-    split = {"train": split["train"], "val": split["test"], "test": split["test"]}
-    (folder / "data/eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(split))
+def make_weights():
+    """A small ViT with every parameter random."""
     torch.manual_seed(0)
-    sizes = dict(embed_dim=32, image_resolution=32, vision_layers=3, vision_width=128, vision_patch_size=16)
-    model = CLIP(
-        context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=3, **sizes
-    )
+    vision = dict(image_resolution=32, vision_layers=3, vision_width=128, vision_patch_size=16)
+    text = dict(context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1, transformer_layers=3)
+    model = CLIP(embed_dim=32, **vision, **text)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    torch.save(model.half().state_dict(), folder / "ViT-B-16.pt")
+    return model
 
 
-def run_script(root, world, script, python, *options, **variables):
-    """-> (losses, accuracies) that a script prints. UserError with its last line if it fails."""
-    environment = {**os.environ, "PYTHON": str(python), "DATA": str(world / "data"), "SHOTS": "2", **variables}
-    command = ["bash", f"scripts/skip/{script}.sh", *SCRIPTS[script].split(), *OPTIONS.split(), *options]
+def run_script(root, world, script, python, *options, node="SKIPTUNING", **variables):
+    """-> (losses, accuracies) that a script prints, or writes to a log. UserError with its last line if it fails."""
+    environment = {**os.environ, "PYTHON": str(python), "DATA": str(world / "data"), "SHOTS": "4", **variables}
+    command = ["bash", f"scripts/skip/{script}.sh", *SCRIPTS[script].split(), *options]
+    command += OPTIONS.format(node=node).split()
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
-    losses = re.findall(r" loss ([\d.]+)", done.stdout)
-    accuracy = re.findall(r"^\* accuracy: (\S+?)%", done.stdout, re.M)
+    text = done.stdout
+    if "* accuracy" not in text:  # DePT's logger does not print
+        logs = sorted(root.glob("out*/**/log*.txt"), key=os.path.getmtime)
+        text = logs[-1].read_text() if logs else ""
+    losses = re.findall(r" loss ([\d.]+)", text)
+    accuracy = re.findall(r"^\* accuracy: (\S+?)%", text, re.M)
     if done.returncode or not accuracy:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["nothing printed"]
         raise UserError(f"{script}: {lines[-1].strip()[:200]}")
@@ -135,17 +120,16 @@ def drive(name, root, scratch, world, ours, args, five):
     try:
         out = swap_in(args.python, copy, *names, *(["--engine", "theirs"] if args.dassl else []))
         row["engine"] = re.search(r"^Engine: (\w+)", out, re.M)[1]
-        python = scratch / "python"
-        words = [args.python, "-W", "ignore", "-c", RUN, str(world / "ViT-B-16.pt"), flags.get("clip", "clip")]
-        python.write_text("#!/bin/sh\nexec " + " ".join(map(quoted, words)) + ' "$@"\n')
-        python.chmod(0o755)
+        weights = world / "ViT-B-16.pt"
+        python = write_python(scratch / "theirs", weights, flags.get("clip", "clip"), args.python)
+        node = flags.pop("name", "SkipTuning").upper()
         fork = forks.find(copy, **flags)
         scripts, largest, accuracies = list(SCRIPTS)[: 5 if five else 2], 0.0, []
         for script in scripts:
-            losses, accuracy = run_script(fork.root, world, script, python)
+            losses, accuracy = run_script(fork.root, world, script, python, node=node)
             if script not in ours:
-                more = ["MODEL.BACKBONE.NAME", str(world / "ViT-B-16.pt")]
-                ours[script] = run_script(forks.HERE, world, script, args.python, *more, OUTPUT=str(world / "ours"))
+                output = str(world / "ours")
+                ours[script] = run_script(forks.HERE, world, script, args.python, *our_weights(weights), OUTPUT=output)
             if len(losses) != len(ours[script][0]):
                 raise UserError(f"{script}: {len(losses)} losses, {len(ours[script][0])} here")
             largest = max([largest, *(abs(a - b) for a, b in zip(losses, ours[script][0], strict=True))])
@@ -174,10 +158,6 @@ def drive(name, root, scratch, world, ours, args, five):
 def made(path):
     """Whether a path is one that swap_in makes, and not an output of the runs."""
     return not {"output", "outputs"} & set(path.parts)
-
-
-def quoted(word):
-    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def roots(folder):
@@ -229,7 +209,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         world = Path(scratch) / "world"
         world.mkdir()
-        make_world(world)
+        make_world(world, make_weights())
         for name, root in roots(args.folder):
             if name.replace("+", "/") in done or (args.only or "") not in name or "Dassl.pytorch" in name:
                 continue
