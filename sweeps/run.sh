@@ -30,4 +30,4 @@ case " $* " in
     exec 9>".snakemake/$(basename "$sweep").lock"
     flock -n 9 || { echo "Error: this sweep is running already; wait for it, or stop it first" >&2; exit 1; } ;;
 esac
-exec "$engine" --snakefile sweeps/Snakefile --profile sweeps/profile --configfile "$sweep" "$@"
+exec "$engine" --configfile "$sweep" --snakefile sweeps/Snakefile --profile sweeps/profile "$@"

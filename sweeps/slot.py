@@ -2,8 +2,8 @@
 
     GPUS=0,1 JOBS_PER_GPU=2 python sweeps/slot.py COMMAND ARGUMENT ...
 
-A slot is a lock on a file, which the command and its children hold; the kernel releases it when they are gone, also after
-kill -9. Without GPUS, and in a Slurm job, which has its GPU already, the command simply runs.
+A slot is a lock on a file, which the command and its children hold; the kernel releases it when they are gone, also
+after kill -9. Without GPUS, and in a Slurm job, which has its GPU already, the command simply runs.
 """
 
 import fcntl

@@ -92,7 +92,7 @@ def test_the_table_shows_what_is_finished(project):
     project.until(2)
     os.killpg(process.pid, signal.SIGKILL)
     code, said = project.done(project.sweep("table", "-c1"))
-    assert code == 0 and "Base" in said and "paper" in said
+    assert code == 0 and "Base" in said and "paper" in said, said
 
 
 def test_the_same_sweep_is_not_started_twice(project):
