@@ -26,11 +26,16 @@ from tqdm import tqdm
 PACKAGE = "@iconify/json"
 VERSION = "2.2.535"
 SIZE = 64  # pixels
+KINDS = {True: "colour", False: "mono"}  # the two arrays, by a record's `colour`
 
-LEFT_OUT_CATEGORIES = {"Emoji", "Logos", "Programming"}
+EMOJI_SETS = (  # their names are Unicode's and stay as they are, but for a number at the end
+    *("twemoji", "openmoji", "noto", "noto-v1", "emojione", "emojione-v1", "emojione-monotone", "fxemoji"),
+    *("fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "streamline-emojis"),
+)
+SKIN_TONES = re.compile(r"skin-tone|-(light|medium|dark)$")  # the second form is fluent-emoji's
+
+LEFT_OUT_CATEGORIES = {"Logos", "Programming"}
 LEFT_OUT_SETS = {
-    # emoji without a category, or monochrome drawings of the same emoji
-    *("fluent-emoji", "fluent-emoji-high-contrast", "emojione-monotone"),
     # flags and brands outside the categories above
     *("flag", "flagpack", "cif", "circle-flags", "fa-brands", "fa6-brands", "fa7-brands", "selfhst"),
     # the same drawings as another set, only thinner or older
@@ -99,6 +104,11 @@ SHELVES = {
     "emoji",
 }
 VARIANTS = 2  # drawings kept of one name in one set: an outline and a filled one, usually
+
+
+def emoji_name(key):
+    """'doughnut-2' -> 'doughnut'; '' for a skin tone's variant."""
+    return "" if SKIN_TONES.search(key) else re.sub(r"-\d+$", "", key.lower()).replace("-", " ")
 
 
 def clean_name(key):
@@ -171,10 +181,10 @@ def drawings(package):
             continue
         kept = collections.Counter()
         for key, icon in read_set(package, prefix).items():
-            name = clean_name(key)
+            name = emoji_name(key) if prefix in EMOJI_SETS else clean_name(key)
             if name and kept[name] < VARIANTS:
                 kept[name] += 1
-                yield {"set": prefix, "name": name, "colour": bool(about.get("palette")), "svg": svg(*icon)}
+                yield {"set": prefix, "key": key, "name": name, "colour": bool(about.get("palette")), "svg": svg(*icon)}
 
 
 def render_all(folder, package):
@@ -189,8 +199,8 @@ def render_all(folder, package):
             record["row"] = len(rows[record["colour"]])
             rows[record["colour"]].append(pixels if record["colour"] else pixels[..., 3])
             kept.append(record)
-    np.save(folder / "colour.npy", np.stack(rows[True]))
-    np.save(folder / "mono.npy", np.stack(rows[False]))
+    for colour, kind in KINDS.items():
+        np.save(folder / f"{kind}.npy", np.stack(rows[colour]))
     (folder / "icons.json").write_text(json.dumps(kept))
     return kept
 
