@@ -1,10 +1,10 @@
-"""The embedded dataset `emoji`: the same things drawn by different companies, from the npm package @iconify/json.
+"""The embedded dataset `emoji`: the same things by different companies, from the npm package @iconify/json.
 
     python scripts/embedded/icons.py icons/
     python scripts/embedded/emoji.py icons/          # writes datasets/emoji_data/, and icons/seen.json
 
-A class is an emoji that every training set and every test set has drawn, and at least one validation set, and whose
-name at least SETS other sets use too. Images for training, validation and test come from different companies.
+A class is an emoji that every training set, every test set and at least one validation set has, and whose name at
+least SETS other sets use too. Images for training, validation and test come from different companies.
 
 `seen.json` lists the rows of icons.json that the pre-training may use: everything but, from the sets of this dataset,
 what has a class in its name, and, from all sets, what looks like an image of this dataset.
@@ -39,7 +39,7 @@ THINGS = {
 }  # twemoji's categories
 SETS = 3  # of the pre-training, that know the name
 LETTERS = 5  # of a class name that is looked for within words too: fxemoji writes a name as one word
-ALIKE = 0.97  # cosine of two small images without their mean, from which on they count as one drawing
+ALIKE = 0.97  # cosine of two small images without their mean, from which on they count as one image
 THUMB = 16  # pixels of these small images
 
 
@@ -48,8 +48,8 @@ def joined(name):
     return re.sub("[^a-z0-9]", "", name)
 
 
-def drawings_by_name(package, vendor):
-    """-> {joined name: [(key, icon), ...]}: 'doughnut-1' and 'doughnut-2' are two drawings of 'doughnut'."""
+def icons_by_name(package, vendor):
+    """-> {joined name: [(key, icon), ...]}: 'doughnut-1' and 'doughnut-2' are two images of 'doughnut'."""
     by_name = collections.defaultdict(list)
     for key, icon in read_set(package, vendor).items():
         if emoji_name(key):
@@ -58,7 +58,7 @@ def drawings_by_name(package, vendor):
 
 
 def choose_classes(package, records, vendors):
-    """The class names, sorted: things, known by name to the pre-training, drawn by every company needed."""
+    """The class names, sorted: things, known by name to the pre-training, that every set needed has."""
     known = collections.defaultdict(set)
     for record in records:
         if record["set"] not in OWN_SETS:
@@ -66,13 +66,13 @@ def choose_classes(package, records, vendors):
     categories = json.loads((package / "json" / "twemoji.json").read_text())["categories"]
     things = {emoji_name(key) for category in THINGS for key in categories[category]} - {""}
 
-    def drawn(name, part):
+    def has(name, part):
         return [joined(name) in vendors[vendor] for vendor in VENDORS[part]]
 
     return sorted(
         name
         for name in things
-        if len(known[name]) >= SETS and all(drawn(name, "train") + drawn(name, "test")) and any(drawn(name, "val"))
+        if len(known[name]) >= SETS and all(has(name, "train") + has(name, "test")) and any(has(name, "val"))
     )
 
 
@@ -107,15 +107,15 @@ def seen_rows(folder, records, classes, images):
     target, seen = thumbs(images).T.copy(), []
     for start in range(0, len(rows), 1024):
         part = rows[start : start + 1024]
-        drawn = [on_white(pixels[records[i]["colour"]][records[i]["row"]]) for i in part]
-        alike = (thumbs(np.stack(drawn)) @ target).max(1)
+        images = [on_white(pixels[records[i]["colour"]][records[i]["row"]]) for i in part]
+        alike = (thumbs(np.stack(images)) @ target).max(1)
         seen += [i for i, cosine in zip(part, alike, strict=True) if cosine < ALIKE]
-    print(f"{len(records):,} drawings, {len(rows):,} by name, {len(seen):,} of them unlike the dataset's images")
+    print(f"{len(records):,} icons, {len(rows):,} by name, {len(seen):,} of them unlike the dataset's images")
     return seen
 
 
-def save_picture(job):
-    """Draw one emoji on white and save it as a palette PNG; -> whether it could be drawn."""
+def save_image(job):
+    """Render one emoji on white and save it as a palette PNG; -> whether it could be rendered."""
     icon, path = job
     pixels = render(svg(*icon))
     if pixels is None:
@@ -126,13 +126,13 @@ def save_picture(job):
 
 
 def attribution(package):
-    """Text of ATTRIBUTION.md: who drew the pictures, and under which licence."""
+    """Text of ATTRIBUTION.md: who drew the images, and under which licence."""
     about = json.loads((package / "collections.json").read_text())
     lines = [
-        "# Who drew these pictures",
+        "# Who drew these images",
         "",
         f"Rendered at {SIZE}x{SIZE} pixels on white, in 64 colours, from the npm package {PACKAGE} {VERSION} by",
-        "`scripts/embedded/emoji.py`; otherwise unchanged. Each picture keeps its vendor's licence; its file is named",
+        "`scripts/embedded/emoji.py`; otherwise unchanged. Each image keeps its vendor's licence; its file is named",
         "after the set. The Apache and MIT licences are beside this file, the Creative Commons licences are at",
         "the addresses below.",
         "",
@@ -154,7 +154,7 @@ def main():
     parser.add_argument("folder", type=Path, help="the folder that icons.py filled")
     folder = parser.parse_args().folder
     package = fetch(folder)
-    vendors = {vendor: drawings_by_name(package, vendor) for part in VENDORS.values() for vendor in part}
+    vendors = {vendor: icons_by_name(package, vendor) for part in VENDORS.values() for vendor in part}
     records = json.loads((folder / "icons.json").read_text())
     classes = choose_classes(package, records, vendors)
 
@@ -168,11 +168,11 @@ def main():
                     jobs.append((icon, TARGET / "images" / path))
                     rows.append((part, [path, label, name]))
     with Pool() as pool:
-        drawn = pool.map(save_picture, jobs, chunksize=32)
-    split = {part: [row for (p, row), ok in zip(rows, drawn, strict=True) if ok and p == part] for part in VENDORS}
+        saved = pool.map(save_image, jobs, chunksize=32)
+    split = {part: [row for (p, row), ok in zip(rows, saved, strict=True) if ok and p == part] for part in VENDORS}
     (TARGET / "ATTRIBUTION.md").write_text(attribution(package))
     (TARGET / "split_emoji.json").write_text(json.dumps(split, indent=0) + "\n")
-    images = [np.array(Image.open(path).convert("RGB")) for (_, path), ok in zip(jobs, drawn, strict=True) if ok]
+    images = [np.array(Image.open(path).convert("RGB")) for (_, path), ok in zip(jobs, saved, strict=True) if ok]
     seen = seen_rows(folder, records, classes, np.stack(images))
     (folder / "seen.json").write_text(json.dumps(seen))
     size = sum(path.stat().st_size for path in (TARGET / "images").rglob("*.png"))

@@ -1,12 +1,13 @@
-"""Icon sets of the npm package @iconify/json as pairs (name, drawing): what the embedded model is pre-trained on.
+"""Icon sets of the npm package @iconify/json as pairs (name, image): what the embedded model is pre-trained on.
 
     python scripts/embedded/icons.py icons/          # fetch with npm, clean the names, render 64 x 64; about 3 minutes
 
-Writes into the folder: `package/` (the unpacked npm package), `icons.json` (one record per drawing: set, name, colour,
-row) and two arrays, `colour.npy` (uint8, (N, 64, 64, 4), RGBA) and `mono.npy` (uint8, (N, 64, 64), coverage).
+Writes into the folder: `package/` (the unpacked npm package), `icons.json` (one record per icon: set, key, name,
+colour, row) and two arrays, `colour.npy` (uint8, (N, 64, 64, 4), RGBA) and `mono.npy` (uint8, (N, 64, 64), coverage).
 
-Left out: emoji sets (the embedded dataset is drawn from them), brand, logo, flag and file-type sets (their names are
-trade names or codes), sets under non-commercial or GPL licences, and second drawings that differ only in weight.
+Left out: brand, logo, flag and file-type sets (their names are trade names or codes), sets under non-commercial or GPL
+licences, second versions that differ only in weight, and skin tones. Emoji sets are in: emoji.py decides what of them
+the pre-training may see.
 """
 
 import argparse
@@ -38,7 +39,7 @@ LEFT_OUT_CATEGORIES = {"Logos", "Programming"}
 LEFT_OUT_SETS = {
     # flags and brands outside the categories above
     *("flag", "flagpack", "cif", "circle-flags", "fa-brands", "fa6-brands", "fa7-brands", "selfhst"),
-    # the same drawings as another set, only thinner or older
+    # the same icons as another set, only thinner or older
     *("material-symbols-light", "fa-solid", "fa-regular", "fa6-solid", "fa6-regular", "heroicons-outline"),
     *("heroicons-solid", "pepicons", "pepicons-print", "icon-park-outline", "uit", "bxl", "mono-icons"),
 }
@@ -103,7 +104,7 @@ SHELVES = {
     "sport",
     "emoji",
 }
-VARIANTS = 2  # drawings kept of one name in one set: an outline and a filled one, usually
+VARIANTS = 2  # icons kept of one name in one set: an outline and a filled one, usually
 
 
 def emoji_name(key):
@@ -137,17 +138,17 @@ BOX = ("left", "top", "width", "height")
 
 def read_set(package, prefix):
     """-> {key: (body, left, top, width, height)} of one set, hidden icons left out."""
-    icons = json.loads((package / "json" / f"{prefix}.json").read_text())
-    box = [(side, icons.get(side, default)) for side, default in zip(BOX, (0, 0, 16, 16), strict=True)]
+    found = json.loads((package / "json" / f"{prefix}.json").read_text())
+    box = [(side, found.get(side, default)) for side, default in zip(BOX, (0, 0, 16, 16), strict=True)]
     return {
         key: (icon["body"], *(icon.get(side, default) for side, default in box))
-        for key, icon in icons["icons"].items()
+        for key, icon in found["icons"].items()
         if not icon.get("hidden")
     }
 
 
 def svg(body, left, top, width, height):
-    """A square picture with the drawing centred in it."""
+    """A square image with the icon centred in it."""
     side = max(width, height)
     left, top = left - (side - width) / 2, top - (side - height) / 2
     return (
@@ -157,7 +158,7 @@ def svg(body, left, top, width, height):
 
 
 def render(source, size=SIZE):
-    """SVG text -> uint8 (size, size, 4) RGBA, or None where the drawing can't be read or is empty."""
+    """SVG text -> uint8 (size, size, 4) RGBA, or None where the icon can't be read or is empty."""
     import resvg_py
 
     try:
@@ -168,8 +169,8 @@ def render(source, size=SIZE):
     return pixels if pixels[..., 3].any() else None
 
 
-def drawings(package):
-    """Every drawing to learn from: {set, name, colour, svg}, at most VARIANTS of one name in one set."""
+def icons(package):
+    """Every icon to learn from: {set, key, name, colour, svg}, at most VARIANTS of one name in one set."""
     sets = json.loads((package / "collections.json").read_text())
     for prefix, about in sets.items():
         licence = about["license"].get("spdx", "")
@@ -188,12 +189,12 @@ def drawings(package):
 
 
 def render_all(folder, package):
-    records = list(drawings(package))
+    records = list(icons(package))
     rows = {True: [], False: []}  # pixels by colour or not
     kept = []
     with Pool() as pool:
-        pictures = pool.imap(render, (record.pop("svg") for record in records), chunksize=256)
-        for record, pixels in tqdm(zip(records, pictures, strict=True), total=len(records), desc="render"):
+        images = pool.imap(render, (record.pop("svg") for record in records), chunksize=256)
+        for record, pixels in tqdm(zip(records, images, strict=True), total=len(records), desc="render"):
             if pixels is None:
                 continue
             record["row"] = len(rows[record["colour"]])
@@ -212,7 +213,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     kept = render_all(folder, fetch(folder))
     names = collections.Counter(record["name"] for record in kept)
-    print(f"{len(kept):,} drawings, {len(names):,} names, {sum(r['colour'] for r in kept):,} in colour")
+    print(f"{len(kept):,} icons, {len(names):,} names, {sum(r['colour'] for r in kept):,} in colour")
 
 
 if __name__ == "__main__":

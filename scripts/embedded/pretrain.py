@@ -1,4 +1,4 @@
-"""Pre-train the embedded model: CLIP's contrastive loss on icon drawings and their names.
+"""Pre-train the embedded model: CLIP's contrastive loss on icons and their names.
 
     python scripts/embedded/icons.py icons/
     python scripts/embedded/emoji.py icons/
@@ -51,8 +51,8 @@ WARMUP = 100  # steps from weights without an optimizer
 CHECKPOINT = 25  # steps between checkpoints
 PATCHES = 8  # of 16, that a stage with constant learning rate shows
 CAPTION_TOKENS = 16
-MIN_SETS = {True: 2, False: 4}  # sets a name must occur in: coloured drawings, monochrome ones
-WEIGHT_COLOUR = 5.0  # sampling weight of coloured drawings
+MIN_SETS = {True: 2, False: 4}  # sets a name must occur in: coloured icons, monochrome ones
+WEIGHT_COLOUR = 5.0  # sampling weight of coloured icons
 WEIGHT_WANTED = 12.0  # and of names that the embedded dataset uses
 
 TEMPLATES = (
@@ -122,7 +122,7 @@ class Icons:
         return (jitter(images) - MEAN) / STD, self.tokens(captions), ids
 
     def draw(self, record):
-        """-> (uint8 (64, 64, 3), caption): the drawing in colour on a background."""
+        """-> (uint8 (64, 64, 3), caption): the icon in colour on a background."""
         pixels, name = self.pixels[record["colour"]][record["row"]], record["name"]
         if record["colour"]:
             ink, alpha = pixels[..., :3], pixels[..., 3:]
@@ -139,14 +139,14 @@ class Icons:
                 name = f"{ink_name} {name}"
             alpha = pixels[..., None]
         alpha = alpha.astype(np.float32) / 255
-        picture = np.float32(ink) * alpha + np.float32(paper) * (1 - alpha)
-        return picture.astype(np.uint8), random.choice(TEMPLATES).format(name)
+        image = np.float32(ink) * alpha + np.float32(paper) * (1 - alpha)
+        return image.astype(np.uint8), random.choice(TEMPLATES).format(name)
 
 
 def jitter(images):
     """Random scale, rotation, shift and mirror of (B, 3, H, W) in [0, 1]; the border's colour goes on outside."""
     size = len(images)
-    scale = torch.empty(size).uniform_(0.95, 1.6)  # of the sampling grid: the inverse of the drawing's scale
+    scale = torch.empty(size).uniform_(0.95, 1.6)  # of the sampling grid: the inverse of the icon's scale
     angle = torch.empty(size).uniform_(-14, 14).deg2rad()
     mirror = torch.where(torch.rand(size) < 0.5, -1.0, 1.0)
     cos, sin = scale * angle.cos(), scale * angle.sin()
@@ -236,7 +236,7 @@ def hide_patches(block, x):
 
 @torch.no_grad()
 def zero_shot(model, icons, part="val"):
-    """Accuracy (percent) over all classes of the embedded dataset, on the drawings of one part."""
+    """Accuracy (percent) over all classes of the embedded dataset, on the images of one part."""
     folder = ROOT / "datasets" / "emoji_data"
     rows = json.loads((folder / "split_emoji.json").read_text())[part]
     names = {label: name for _, label, name in rows}
@@ -331,7 +331,7 @@ def main():
     args = parse_args()
     split = json.loads((ROOT / "datasets" / "emoji_data" / "split_emoji.json").read_text())
     icons = Icons(args.folder, {name for _, _, name in split["train"]})
-    print(f"{len(icons.records):,} drawings, {len(icons.names):,} names, {len(icons.used):,} tokens", flush=True)
+    print(f"{len(icons.records):,} icons, {len(icons.names):,} names, {len(icons.used):,} tokens", flush=True)
     torch.manual_seed(0)
     stage, state_file = Stage(icons.used), args.folder / f"{args.stage}.pt"
     if state_file.exists() or args.start:
