@@ -13,6 +13,11 @@ writes the weights. The learning rate is constant, and falls linearly to zero in
 Stages before it hide half of each image's patches, which makes them 1.6 times as fast. The log of the shipped weights
 is scripts/embedded/pretrain.log.
 
+What the model has seen: icon sets and Emoji One's emoji of all things, the classes of the embedded dataset among them;
+of every company whose images are in that dataset (Twitter, OpenMoji, Google, Mozilla, Streamline, Microsoft) only
+emoji of other things. So it knows each company's style, and each thing, but no image of the dataset or one much like
+it. (CLIP has seen nearly everything that it is tuned on, too.) Hence zero-shot accuracy says nothing about new styles.
+
 What differs from CLIP's recipe, and why: equal captions in a batch are positives, not negatives (one name occurs in
 dozens of sets); matrices inside the blocks are trained by Muon, the rest by AdamW (several times fewer steps to the
 same loss); bf16 with plain softmax attention and compiled image blocks where the CPU has bf16, else fp32.
