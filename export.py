@@ -14,8 +14,9 @@ import torch
 import clip
 import train
 from clip.card import model_card
-from clip.model import facts_of
+from clip.model import facts_of, sizes_in
 from clip.onnx_files import Outputs, check_packages, classify_script, verify_onnx, write_onnx
+from clip.origins import openai_facts
 from clip.writing import write_folder, write_openai
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import MissingFile, Parser, UserError, exit_code, read_json, write_atomic
@@ -127,6 +128,11 @@ def to_folder(trainer, result, args, folder):
 def to_openai(trainer, result, args, folder):
     model = trainer.tuned_clip().eval()
     facts = pixels_of(trainer, model)
+    if facts != openai_facts(sizes_in(model.state_dict())):
+        raise UserError(
+            "OpenAI's package takes QuickGELU, 64 channels a head and its own mean and std for granted, and this model "
+            "has others, so it would be wrong there without a word: use --to hf"
+        )
     write_openai(model, folder, facts, args.torchscript)
     say("Verifying: loading what was written")
     compare(model, facts, folder / "clip.pt")

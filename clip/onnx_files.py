@@ -48,22 +48,31 @@ def check_packages() -> None:
 
 
 def write_onnx(module: nn.Module, image_size: int, path: Path, output: str) -> None:
-    """Writes `module`, images (N, 3, n, n) float32 -> `output` (N, ...), with any N."""
+    """Writes `module`, images (N, 3, n, n) float32 -> `output` (N, ...), with any N.
+
+    Raises WeightsError for a module that PyTorch can't turn into ONNX.
+    """
     module.eval()
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    with torch.no_grad(), warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (torch.zeros(2, 3, image_size, image_size),),
-            str(path),
-            dynamo=True,
-            input_names=["image"],
-            output_names=[output],
-            dynamic_shapes=({0: "batch"},),
-            external_data=size > LARGEST,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                (torch.zeros(2, 3, image_size, image_size),),
+                str(path),
+                dynamo=True,
+                input_names=["image"],
+                output_names=[output],
+                dynamic_shapes=({0: "batch"},),
+                external_data=size > LARGEST,
+                verbose=False,
+            )
+    except OSError:
+        raise
+    except Exception as error:  # its own, with a page of advice
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise WeightsError(f"PyTorch can't write {path.name} ({cause}): nothing was exported") from error
 
 
 def verify_onnx(path: Path, function: Callable[[Tensor], Tensor], image_size: int) -> float:
