@@ -133,7 +133,10 @@ def _setup_function(source):
             if not node.args.args:
                 raise UserError(_by_hand(source, node, f"{node.name}() takes no arguments"))
             return node
-    raise UserError(f"{source.name} has no function that calls get_cfg_default(), as the family's setup_cfg(args) does")
+    raise UserError(
+        f"{source.name} has no function that calls get_cfg_default(), as the family's setup_cfg(args) does: add the "
+        "branch that docs/SWAP_IN.md shows where it reads its options"
+    )
 
 
 def _by_hand(source, node, why):

@@ -122,15 +122,13 @@ def run_probe(folder, task):
         result = Path(scratch) / "found.json"
         command = [sys.executable, "-W", "ignore", probe.__file__, str(result)]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        run = subprocess.run(
-            command,
-            input=json.dumps(task),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            env=environment,
-        )
+        pipes = dict(input=json.dumps(task), capture_output=True, text=True)
+        try:
+            run = subprocess.run(command, cwd=folder, env=environment, timeout=SECONDS, **pipes)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"the codebase's files take more than {SECONDS} seconds to import: see what they do"
+            ) from error
         if run.returncode or not result.exists():
             lines = run.stderr.strip().splitlines() or [f"exit code {run.returncode}"]
             raise UserError(f"this Python can't run the codebase: {lines[-1]}")
