@@ -6,7 +6,7 @@ BIN := $(VENV)/bin/python
 PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint table clean sweep-setup sweep-test
+.PHONY: help demo test quick lint figures table sweep-setup sweep-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,12 @@ demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset
 
 test: $(VENV)/test.stamp  ## run the test suite
 	@$(BIN) -m pytest
+
+quick: $(VENV)/test.stamp  ## the tests without the slow ones
+	@$(BIN) -m pytest -m "not slow"
+
+figures: $(VENV)/run.stamp  ## write the tables of README.md and docs/ from docs/results/
+	@$(BIN) -m results.figures
 
 lint: $(VENV)/test.stamp  ## check style and formatting
 	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .

@@ -10,6 +10,7 @@ import torch
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers
+from clip import clip
 from dassl.config import Config, check_ranges, config_diff, flatten, get_cfg_default, resolve
 from dassl.data import ClassNames
 from dassl.data.datasets import DATASET_REGISTRY
@@ -17,6 +18,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
 from dassl.engine.result import write_result
 from dassl.utils import (
+    FolderLock,
     Logger,
     MissingFile,
     Parser,
@@ -135,10 +137,28 @@ def merge(files, pairs, device="auto"):
         if isinstance(value, str) and value.startswith("~"):
             cfg.merge_from_list([key, os.path.expanduser(value)])
     check_ranges(cfg)
+    follow_backbone(cfg, defaults)
     if cfg.SEED < 0:
         cfg.SEED = drawn_seed(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg, defaults
+
+
+def follow_backbone(cfg, defaults):
+    """Give INPUT the size, mean and std of pixels that the backbone needs where they are not set.
+
+    Errors: UserError where they are set to something else; WeightsError where nobody says what the backbone needs.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if not name:
+        return
+    facts = clip.facts(name, cfg.MODEL.BACKBONE)
+    size = (facts.image_size, facts.image_size)
+    for key, needed in (("SIZE", size), ("PIXEL_MEAN", list(facts.mean)), ("PIXEL_STD", list(facts.std))):
+        if cfg.INPUT[key] == defaults.INPUT[key]:
+            cfg.INPUT[key] = needed
+        elif list(cfg.INPUT[key]) != list(needed):
+            raise UserError(f"INPUT.{key} is {cfg.INPUT[key]}: {name} needs INPUT.{key} {needed}")
 
 
 def drawn_seed(folder):
@@ -193,27 +213,22 @@ def check_folders(cfg):
 
 
 def claim(cfg):
-    """Whether the output folder holds this run's result already; if not, config.yaml is put there.
-
-    Errors: UserError if the folder can't be written to, or holds a run with other settings.
-    """
+    """Put config.yaml into the output folder; UserError if that holds an unfinished run with other settings."""
     folder = Path(cfg.OUTPUT_DIR)
-    record, finished = folder / "config.yaml", (folder / "result.json").exists()
-    if record.exists() and (finished or (folder / "resume.pt").exists()):
-        check_identity(folder, record.read_text(), cfg)
-    if not finished:
-        try:
-            write_atomic(record, identity(cfg).encode())
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"Can't write to {folder} ({reason}); choose another --output-dir") from error
-    return finished
+    record = folder / "config.yaml"
+    if record.exists() and (folder / "resume.pt").exists():
+        check_identity(folder, record.read_text(encoding="utf-8"), cfg)
+    write_atomic(record, identity(cfg).encode())
 
 
-def announce(path):
-    """One line about a result that was there before."""
-    accuracy = read_json(path)["accuracy"]
-    print(f"Finished before: {path}" + ("" if accuracy is None else f", accuracy: {accuracy:.1f}%"))
+def announce(cfg):
+    """One line about a result that is there; UserError if it is that of a run with other settings."""
+    folder = Path(cfg.OUTPUT_DIR)
+    record = folder / "config.yaml"
+    if record.exists():
+        check_identity(folder, record.read_text(encoding="utf-8"), cfg)
+    accuracy = read_json(folder / "result.json")["accuracy"]
+    print(f"Finished before: {folder}/result.json" + ("" if accuracy is None else f", accuracy: {accuracy:.1f}%"))
 
 
 def run(args, cfg, defaults):
@@ -267,11 +282,21 @@ def start(argv):
     cfg, defaults = configure(args)
     check(args, cfg)
     check_folders(cfg)
-    if claim(cfg):
-        announce(Path(cfg.OUTPUT_DIR) / "result.json")
-    else:
-        with Logger(log_path(cfg.OUTPUT_DIR)):
-            run(args, cfg, defaults)
+    folder = Path(cfg.OUTPUT_DIR)
+    result = folder / "result.json"
+    if not result.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"Can't write to {folder} ({reason}); choose another --output-dir") from error
+        with FolderLock(folder, identity(cfg)):
+            if not result.exists():  # the same command may have been at work meanwhile
+                claim(cfg)
+                with Logger(log_path(cfg.OUTPUT_DIR)):
+                    run(args, cfg, defaults)
+                return
+    announce(cfg)
 
 
 def main(argv=None):

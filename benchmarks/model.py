@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import trainers
+from clip import clip
 from clip.model import CLIP, convert_weights
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
@@ -64,7 +64,7 @@ class Bench:
         model = CLIP(**shape)
         convert_weights(model)  # as every loaded model is rounded
         self.weights = model.float().state_dict()
-        save_file(self.weights, folder / "random.safetensors")
+        clip.save(model, folder / "random.safetensors")
         self.pixels = torch.randn(IMAGES, 3, *[shape["image_resolution"]] * 2)
 
     def clip_model(self):

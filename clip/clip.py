@@ -1,54 +1,159 @@
-"""OpenAI's entry points: names of models, `load`, `tokenize`. Where weights come from is in weights.py."""
+"""OpenAI's entry points: names of models, `load`, `tokenize`; and the facts of a model, which `load` needs too.
+
+A model is one of OpenAI's names, a file of weights, a folder as open_clip or Hugging Face write it, or the name of
+such a folder on the Hub (hub.py).
+"""
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
+from safetensors.torch import save as serialise
+from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
-from .model import build_model
+from dassl.utils import write_atomic
+
+from . import hub
+from .configs import facts_in_folder, facts_in_metadata
+from .errors import WeightsError
+from .files import metadata_of
+from .model import CLIP, assemble, build_model, convert_weights, facts_of, sizes_in
+from .origins import OPENAI_SIZES, PIXEL_MEAN, PIXEL_STD, Facts, complete, given_facts, openai_facts
 from .simple_tokenizer import SimpleTokenizer
+from .weights import EMBEDDED_URL, FILES, embedded_file, known_archives, read, read_folder, read_state_dict
 from .weights import MODELS as _MODELS
-from .weights import WeightsError, read_state_dict
 from .weights import download as _download
 
-__all__ = ["available_models", "load", "tokenize"]
+__all__ = [
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "available_models",
+    "build_model",
+    "facts",
+    "load",
+    "read_state_dict",
+    "save",
+    "tokenize",
+]
 
 _tokenizer = SimpleTokenizer()
 DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+Given = Facts | Mapping | str | None
 
 
-def available_models():
-    """The names that `load` knows."""
+def available_models() -> list[str]:
+    """The names that `load` knows without a file and without the Hub."""
     return list(_MODELS)
 
 
-def load(name, device=DEFAULT_DEVICE, jit=False, download_root=None):
-    """The model called `name` (or stored in the file `name`) and the transform that its images need.
+def load(
+    name: str | os.PathLike,
+    device: str | torch.device = DEFAULT_DEVICE,
+    jit: bool = False,
+    download_root: str | os.PathLike | None = None,
+    facts: Given = None,
+) -> tuple[CLIP, Callable]:
+    """The model called `name`, or stored in the file or folder `name`, and the transform that its images need.
 
-    Returns (model, preprocess): the model in eval mode on `device`, in fp32 on a CPU and in OpenAI's mix of
-    fp16 and fp32 elsewhere; `preprocess(PIL image)` -> (3, n, n) float32. `download_root` replaces the cache
-    folder. Raises WeightsError (a RuntimeError, as OpenAI's, and an OSError) for unknown names and for files
-    that can't be had or don't hold a CLIP; NotImplementedError (a RuntimeError) for jit=True.
+    Returns (model, preprocess): the model in eval mode on `device`, in fp32 on a CPU or if it was stored so, else in
+    OpenAI's mix of fp16 and fp32; `model.facts` holds its Facts. `preprocess(PIL image)` -> (3, n, n) float32, with
+    the model's own size, mean and std.
+    `download_root` replaces the cache folder. `facts` says what no file says: {"activation": "gelu", "vision_heads":
+    12, "text_heads": 8, "mean": (...), "std": (...)} or some of them, or the name of a model with the same facts.
+    Raises WeightsError (a RuntimeError, as OpenAI's, and an OSError) for unknown names, for files that can't be had
+    or don't hold a CLIP, and for facts that are missing or contradict each other; NotImplementedError (a
+    RuntimeError) for jit=True.
     """
     if jit:
         raise NotImplementedError("clip.load(jit=True) isn't supported: call it with jit=False")
-    own_file = name not in _MODELS and os.path.isfile(name)
-    path = name if own_file else _download(_MODELS[name], download_root)
-    state_dict = read_state_dict(path)
+    path, weights, known = _open(os.fspath(name), download_root)
+    found = complete(path, known, _asked(facts), _sizes(path, weights))
+    model = assemble(weights, found)
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise WeightsError(f"{path} holds weights that are not finite: every prediction would be wrong")
+    single = weights["visual.conv1.weight"].dtype not in (torch.float16, torch.bfloat16)
+    if torch.device(device).type != "cpu" and not single:
+        convert_weights(model)
+    return model.to(device), _transform(found.image_size, found.mean, found.std, found.resize)
+
+
+def facts(name: str | os.PathLike, given: Given = None, download_root: str | os.PathLike | None = None) -> Facts:
+    """The Facts of the model called `name`, as `load` would find them, without building it.
+
+    Where a configuration file or a .safetensors file's metadata says all, nothing else is read, and of a model on the
+    Hub nothing else is downloaded; OpenAI's are known. Arguments and errors as `load`.
+    """
+    name = os.fspath(name)
+    known = {}
+    if name in OPENAI_SIZES:
+        known = asdict(openai_facts(OPENAI_SIZES[name]))
+    elif name not in _MODELS:
+        folder = _folder(name, weights=False)
+        known = facts_in_folder(folder) if folder else _facts_beside(Path(name), metadata_of(Path(name)))
+    if known:
+        return complete(name, known, _asked(given), {})
+    path, weights, known = _open(name, download_root)
+    return complete(path, known, _asked(given), _sizes(path, weights))
+
+
+def save(model: CLIP, path: str | os.PathLike) -> None:
+    """Writes the model's weights, in their dtype, and its facts to a .safetensors file that `load` needs nothing for.
+
+    OSError, with the path, if that fails; no half file is left.
+    """
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomic(path, serialise(weights, facts_of(model).metadata()))
+
+
+def _open(name, download_root):
+    """-> (where the weights are, the weights in OpenAI's names, what is known of their facts)."""
+    folder = None if name in _MODELS else _folder(name, weights=True)
+    if folder:
+        return folder, read_folder(folder), facts_in_folder(folder)
+    if name not in _MODELS and os.path.exists(name):
+        found = read(name)
+        openai = found.sha256 in known_archives() or found.compact
+        known = {} if openai else _facts_beside(Path(name), found.metadata)
+        path, weights = name, found.weights
+    else:
+        openai, known, url = True, {}, _MODELS[name]
+        path = embedded_file() if url == EMBEDDED_URL else _download(url, download_root)
+        weights = read_state_dict(path)
+    return path, weights, asdict(openai_facts(_sizes(path, weights))) if openai else known
+
+
+def _folder(name, weights):
+    """The folder that `name` means, here or on the Hub; None if it is no folder."""
+    if name.startswith(hub.SCHEMES):
+        return hub.fetch(name, weights)
+    return Path(name) if os.path.isdir(name) else None
+
+
+def _facts_beside(path, metadata):
+    """What is known of a file: by its own metadata, or by the configuration that stands beside a file of this name."""
+    return facts_in_metadata(metadata, path) or (facts_in_folder(path.parent) if path.name in FILES else {})
+
+
+def _asked(given):
+    """What the user says of the facts, as a dictionary."""
+    if isinstance(given, Facts):
+        return asdict(given)
+    asked = given_facts({"like": given} if isinstance(given, str) else given or {})
+    like = asked.pop("like", None)
+    return asdict(complete(like, asdict(facts(like)), asked, {})) if like else asked
+
+
+def _sizes(path, weights):
     try:
-        model = build_model(state_dict)
-    except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())  # missing and unexpected keys come on lines of their own
-        raise WeightsError(f"{path} doesn't hold the weights of a CLIP with a ViT: {reason}") from error
-    model.to(device)
-    if torch.device(device).type == "cpu":
-        model.float()
-    return model, _transform(model.visual.input_resolution)
+        return sizes_in(weights)
+    except (WeightsError, RuntimeError) as error:  # RuntimeError: sizes beyond what a tensor can have
+        raise WeightsError(f"{path} doesn't hold the weights of a CLIP with a ViT: {error}") from error
 
 
-def tokenize(texts, context_length=77, truncate=False):
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
     """A text or a list of N texts -> (N, context_length) int64: start, the text's tokens, end of text, zeros.
 
     int64 as in CoOp's copy (OpenAI's returns int32). A text that doesn't fit raises RuntimeError, or, with
@@ -67,15 +172,18 @@ def tokenize(texts, context_length=77, truncate=False):
     return result
 
 
-def _transform(n_px):
-    """PIL image -> (3, n_px, n_px) float32: shorter side to n_px, centre crop, RGB, CLIP's mean and std."""
+def _transform(n_px, mean=PIXEL_MEAN, std=PIXEL_STD, resize="shortest"):
+    """PIL image -> (3, n_px, n_px) float32: shorter side to n_px, centre crop, RGB, the model's mean and std.
+
+    With `resize` "squash" both sides become n_px, and nothing is cropped.
+    """
     return Compose(
         [
-            Resize(n_px, interpolation=InterpolationMode.BICUBIC),
+            Resize(n_px if resize == "shortest" else (n_px, n_px), interpolation=InterpolationMode.BICUBIC),
             CenterCrop(n_px),
             _rgb,
             ToTensor(),
-            Normalize(PIXEL_MEAN, PIXEL_STD),
+            Normalize(mean, std),
         ]
     )
 

@@ -8,10 +8,16 @@ every prompt-learning method are such an edit, so no method needs a copy of this
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from .errors import WeightsError
+from .origins import PIXEL_MEAN, PIXEL_STD, Facts, openai_facts, sizes_of
+
+Edit = Callable[[int, Tensor], Tensor]
 
 # What OpenAI's archives store beside the weights; build_model infers them from shapes instead.
 ARCHIVE_SCALARS = ("input_resolution", "context_length", "vocab_size")
@@ -32,18 +38,25 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
-class ResidualAttentionBlock(nn.Module):
-    """One pre-norm block. `attn_mask` is additive, (context, context), and is cut to the sequence's length."""
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
-    def __init__(self, d_model, n_head, attn_mask=None):
+
+class ResidualAttentionBlock(nn.Module):
+    """One pre-norm block; `d_mlp` is the hidden width of its MLP.
+
+    `attn_mask` is additive, (context, context), and is cut to the sequence's length.
+    """
+
+    def __init__(self, d_model, n_head, attn_mask=None, d_mlp=None, activation="quick_gelu"):
         super().__init__()
         self.attn = nn.MultiheadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
+        d_mlp = d_mlp or d_model * 4
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(d_model, d_model * 4),
-                gelu=QuickGELU(),
-                c_proj=nn.Linear(d_model * 4, d_model),
+                c_fc=nn.Linear(d_model, d_mlp),
+                gelu=ACTIVATIONS[activation](),
+                c_proj=nn.Linear(d_mlp, d_model),
             )
         )
         self.ln_2 = LayerNorm(d_model)
@@ -60,13 +73,16 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width, layers, heads, attn_mask=None):
+    """`layers` blocks of `width` channels with `heads` heads."""
+
+    def __init__(self, width, layers, heads, attn_mask=None, mlp=None, activation="quick_gelu"):
         super().__init__()
         self.width = width
         self.layers = layers
-        self.resblocks = nn.Sequential(*[ResidualAttentionBlock(width, heads, attn_mask) for _ in range(layers)])
+        blocks = [ResidualAttentionBlock(width, heads, attn_mask, mlp, activation) for _ in range(layers)]
+        self.resblocks = nn.Sequential(*blocks)
 
-    def forward(self, x, edit=None):
+    def forward(self, x: Tensor, edit: Edit | None = None) -> Tensor:
         """x (L, N, D) -> (L, N, D). `edit(i, x)` may rewrite the sequence just before block i (from 0)."""
         for i, block in enumerate(self.resblocks):
             x = block(edit(i, x) if edit else x)
@@ -74,7 +90,11 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, input_resolution, patch_size, width, layers, heads, output_dim):
+    """The image tower; its images are squares of `input_resolution` pixels."""
+
+    def __init__(
+        self, input_resolution, patch_size, width, layers, heads, output_dim, mlp=None, activation="quick_gelu"
+    ):
         super().__init__()
         self.input_resolution = input_resolution
         self.output_dim = output_dim
@@ -84,17 +104,17 @@ class VisionTransformer(nn.Module):
         tokens = (input_resolution // patch_size) ** 2 + 1
         self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads)
+        self.transformer = Transformer(width, layers, heads, mlp=mlp, activation=activation)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
-    def embed(self, image):
+    def embed(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W) -> (N, L, D): class token, then the patches, with positions, before ln_pre."""
         x = self.conv1(image).flatten(2).transpose(1, 2)  # (N, L - 1, D)
         first = self.class_embedding.to(x).expand(len(x), 1, -1)
         return torch.cat([first, x], dim=1) + self.positional_embedding.to(x)
 
-    def forward(self, image, edit=None):
+    def forward(self, image: Tensor, edit: Edit | None = None) -> Tensor:
         """image (N, 3, H, W) -> (N, E), not normalised."""
         x = self.ln_pre(self.embed(image)).transpose(0, 1)  # (L, N, D)
         x = self.transformer(x, edit)
@@ -102,6 +122,14 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
+    """Both towers, with the arguments of OpenAI's class, then those in which other makers' models differ.
+
+    Heads of the image tower: one for 64 channels where not given; MLPs: four times the width. `facts` is what the
+    model was loaded with, None for one that was not loaded.
+    """
+
+    facts: Facts | None = None
+
     def __init__(
         self,
         embed_dim,
@@ -114,15 +142,31 @@ class CLIP(nn.Module):
         transformer_width,
         transformer_heads,
         transformer_layers,
+        vision_heads=None,
+        vision_mlp=None,
+        transformer_mlp=None,
+        activation="quick_gelu",
     ):
         super().__init__()
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.visual = VisionTransformer(
-            image_resolution, vision_patch_size, vision_width, vision_layers, vision_width // 64, embed_dim
+            image_resolution,
+            vision_patch_size,
+            vision_width,
+            vision_layers,
+            vision_heads or vision_width // 64,
+            embed_dim,
+            vision_mlp,
+            activation,
         )
         self.transformer = Transformer(
-            transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
+            transformer_width,
+            transformer_layers,
+            transformer_heads,
+            self.build_attention_mask(),
+            transformer_mlp,
+            activation,
         )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
@@ -131,7 +175,7 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.initialize_parameters()
 
-    def initialize_parameters(self):
+    def initialize_parameters(self) -> None:
         """The initial distributions of CLIP's pre-training: depth-scaled normals in both towers."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
@@ -145,19 +189,20 @@ class CLIP(nn.Module):
                 nn.init.normal_(block.mlp.c_proj.weight, std=depth_std)
         nn.init.normal_(self.text_projection, std=self.transformer.width**-0.5)
 
-    def build_attention_mask(self):
+    def build_attention_mask(self) -> Tensor:
         """(context, context) additive causal mask: 0 on and below the diagonal, -inf above."""
         return torch.full((self.context_length, self.context_length), float("-inf")).triu(1)
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
+        """That in which images enter."""
         return self.visual.conv1.weight.dtype
 
-    def encode_image(self, image, edit=None):
+    def encode_image(self, image: Tensor, edit: Edit | None = None) -> Tensor:
         """image (N, 3, H, W) -> (N, E) in `dtype`, not normalised."""
         return self.visual(image.to(self.dtype), edit)
 
-    def encode_text(self, text, edit=None):
+    def encode_text(self, text: Tensor, edit: Edit | None = None) -> Tensor:
         """text (N, context) token ids -> (N, E) in `dtype`, not normalised.
 
         Positions behind the last end-of-text token of the batch are cut off before the first block: the tower is
@@ -171,7 +216,7 @@ class CLIP(nn.Module):
         x = self.ln_final(x).to(self.dtype)
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection.to(x.dtype)
 
-    def forward(self, image, text):
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """image (N, 3, H, W), text (C, context) -> logits_per_image (N, C), logits_per_text (C, N)."""
         image_features = F.normalize(self.encode_image(image), dim=-1)
         text_features = F.normalize(self.encode_text(text), dim=-1)
@@ -179,7 +224,7 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.t()
 
 
-def convert_weights(model):
+def convert_weights(model: nn.Module) -> None:
     """Halve what OpenAI's archives hold in fp16: convolutions, linear layers, attention and the two projections.
 
     Layer norms, embeddings, positions and the logit scale stay fp32.
@@ -197,11 +242,12 @@ def convert_weights(model):
                 parameter.data = parameter.data.half()
 
 
-def build_model(state_dict, design_details=None):
-    """The CLIP whose sizes the shapes of `state_dict` imply, in fp16 as OpenAI's, in eval mode.
+def build_model(state_dict: Mapping[str, Tensor], design_details: Mapping | None = None) -> CLIP:
+    """OpenAI's function: the CLIP whose sizes the shapes of `state_dict` imply, rounded to OpenAI's mix, in eval mode.
 
-    `design_details` is what trainers of MaPLe's descendants pass; here it may only ask for plain blocks.
-    Raises RuntimeError for a ResNet tower, for keys that don't fit, or for blocks that hold prompts.
+    It takes OpenAI's facts for granted (origins.py), as every caller of OpenAI's does; `clip.load` is for weights of
+    other origin, and doesn't round. `design_details` is what trainers of MaPLe's descendants pass; here it may only
+    ask for plain blocks. Raises RuntimeError for a ResNet tower, for keys that don't fit, or for blocks with prompts.
     """
     if any(
         (design_details or {}).get(f"{tower}_{size}") for tower in ("vision", "language") for size in ("depth", "ctx")
@@ -209,29 +255,68 @@ def build_model(state_dict, design_details=None):
         raise RuntimeError(
             "prompts in the blocks are not built here: use Transformer.forward's `edit`, or the fork's clip/"
         )
-    if "visual.proj" not in state_dict:
-        raise RuntimeError("these weights hold no vision transformer (no 'visual.proj'): use a ViT backbone")
-    weights = {key: value for key, value in state_dict.items() if key not in ARCHIVE_SCALARS}
-    patch_embedding = weights["visual.conv1.weight"]  # (D, 3, patch, patch)
-    patch_size = patch_embedding.shape[-1]
-    grid = round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
-    width = weights["ln_final.weight"].shape[0]
-    model = CLIP(
-        embed_dim=weights["text_projection"].shape[1],
-        image_resolution=patch_size * grid,
-        vision_layers=_depth(weights, "visual.transformer.resblocks."),
-        vision_width=patch_embedding.shape[0],
-        vision_patch_size=patch_size,
-        context_length=len(weights["positional_embedding"]),
-        vocab_size=len(weights["token_embedding.weight"]),
-        transformer_width=width,
-        transformer_heads=width // 64,
-        transformer_layers=_depth(weights, "transformer.resblocks."),
-    )
+    model = assemble(state_dict, openai_facts(sizes_in(state_dict)))
     convert_weights(model)
-    model.load_state_dict(weights)
+    return model
+
+
+def sizes_in(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
+    """The sizes among the facts (origins.py) of weights in OpenAI's names.
+
+    Raises WeightsError, naming one weight, where names or shapes aren't those of one CLIP with a ViT; nothing large
+    is allocated for that.
+    """
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items() if key not in ARCHIVE_SCALARS}
+    sizes = sizes_of(shapes)
+    any_heads = Facts(activation="gelu", vision_heads=1, text_heads=1, mean=(), std=(), **sizes)
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in _blank(any_heads).state_dict().items()}
+    for key in sorted(expected.keys() | shapes.keys()):
+        if key not in shapes or key not in expected:
+            raise WeightsError(f"{key!r} is {'missing' if key in expected else 'no weight of a CLIP with a ViT'}")
+        if shapes[key] != expected[key]:
+            raise WeightsError(f"{key!r} has the shape {shapes[key]} instead of {expected[key]}")
+    return sizes
+
+
+def assemble(state_dict: Mapping[str, Tensor], facts: Facts) -> CLIP:
+    """The CLIP with these weights (OpenAI's names) and facts, in fp32 on the default device, in eval mode."""
+    model = _blank(facts)
+    model.load_state_dict({key: value for key, value in state_dict.items() if key not in ARCHIVE_SCALARS})
+    model.facts = facts
     return model.eval()
 
 
-def _depth(weights, prefix):
-    return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
+def facts_of(model: CLIP) -> Facts:
+    """The facts that a model shows; mean, std and resizing are those that it was loaded with, else OpenAI's."""
+    known = model.facts
+    block, text_block = model.visual.transformer.resblocks[0], model.transformer.resblocks[0]
+    return Facts(
+        activation="quick_gelu" if isinstance(block.mlp.gelu, QuickGELU) else "gelu",
+        vision_heads=block.attn.num_heads,
+        text_heads=text_block.attn.num_heads,
+        mean=known.mean if known else PIXEL_MEAN,
+        std=known.std if known else PIXEL_STD,
+        resize=known.resize if known else "shortest",
+        **sizes_in(model.state_dict()),
+    )
+
+
+def _blank(facts):
+    """A CLIP of these sizes with random weights."""
+    return CLIP(
+        embed_dim=facts.embed_dim,
+        image_resolution=facts.image_size,
+        vision_layers=facts.vision_layers,
+        vision_width=facts.vision_width,
+        vision_patch_size=facts.patch_size,
+        context_length=facts.context_length,
+        vocab_size=facts.vocab_size,
+        transformer_width=facts.text_width,
+        transformer_heads=facts.text_heads,
+        transformer_layers=facts.text_layers,
+        vision_heads=facts.vision_heads,
+        vision_mlp=facts.vision_mlp,
+        transformer_mlp=facts.text_mlp,
+        activation=facts.activation,
+    )

@@ -1,32 +1,29 @@
-"""Where weights come from: names -> URL and SHA-256, download, verification, reading, and the embedded model.
+"""Where weights come from: names -> URL and SHA-256, download, verification, and the embedded model.
 
 Downloads go to `CLIP_CACHE` (default ~/.cache/clip). A file gets its final name only after its SHA-256 was
-checked, and nothing that is already there is overwritten.
+checked, and nothing of the user's that is already there is overwritten.
 """
 
 import os
-import warnings
-import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 
 from dassl.utils.download import DownloadError, alone, download_file, file_hash
 
+from .errors import UnknownModel, WeightsError
+from .files import Read, read_file
+from .hub import INDEX, SAFE, parts_of
+from .keys import to_openai
+from .origins import VOCABULARY
+
+FILES = (*SAFE, "open_clip_pytorch_model.bin", "pytorch_model.bin", "clip.pt")  # as they are called in a model's folder
 EMBEDDED = Path(__file__).with_name("embedded.safetensors")
 EMBEDDED_URL = "embedded:ViT-XS-16-icons.pt"
-VOCABULARY = 49408
-
-
-class WeightsError(OSError, RuntimeError):
-    """Weights that can't be had or read: RuntimeError as OpenAI's, and OSError, which commands report."""
-
-
-class UnknownModel(WeightsError, KeyError):
-    """A name that is in no table of models; a KeyError too, as `_MODELS[name]` raises elsewhere."""
 
 
 class ModelTable(dict):
@@ -36,7 +33,7 @@ class ModelTable(dict):
         name = str(name)
         by_lower = {known.lower(): known for known in self}
         near = get_close_matches(name.lower(), by_lower, n=1)
-        hint = f"did you mean {by_lower[near[0]]!r}?" if near else "a path has to name an existing file"
+        hint = f"did you mean {by_lower[near[0]]!r}?" if near else "a path has to name an existing file or folder"
         if name.upper().startswith("RN"):
             hint = "ResNets aren't here, only ViT backbones"
         raise UnknownModel(f"Model {name} not found; available models = {list(self)}; {hint}")
@@ -59,27 +56,37 @@ MODELS = ModelTable(
 # ---- download ----
 
 
-def download(url, root=None):
+def download(url: str, root: str | os.PathLike | None = None) -> str:
     """The path (str) of the verified file behind `url`; downloads it if `root` or the cache lacks it.
 
     The last two parts of `url` are the file's SHA-256 and name, as in OpenAI's. A download that broke off
-    goes on where it stopped. Raises WeightsError for what can't be downloaded, has another SHA-256 or is no
-    regular file.
+    goes on where it stopped. Raises WeightsError for what can't be downloaded or written, has another SHA-256 or
+    is no regular file.
     """
     folder = Path(root or os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    if url == EMBEDDED_URL:
-        return str(_embedded_as_pt(folder))
-    sha256, name = url.split("/")[-2:]
-    if len(sha256) != 64:
+    if url != EMBEDDED_URL and len(url.split("/")[-2]) != 64:
         raise WeightsError(f"{url} doesn't end in <SHA-256>/<file>, so the file could not be verified")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(_embedded_as_pt(folder) if url == EMBEDDED_URL else _downloaded(url, folder))
+    except WeightsError:
+        raise
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch.save
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise WeightsError(
+            f"Can't write weights to {folder} ({reason}): make room, or set CLIP_CACHE to another folder"
+        ) from error
+
+
+def _downloaded(url, folder):
+    sha256, name = url.split("/")[-2:]
     target = folder / name
     if not target.exists():
         with alone(folder / f"{name}.lock"):
             if not target.exists():  # another run may have downloaded it meanwhile
                 _fetch(url, sha256, target)
     _verify(target, sha256)
-    return str(target)
+    return target
 
 
 def _fetch(url, sha256, target):
@@ -127,7 +134,7 @@ def _identity(path, sha256):
 
 
 @contextmanager
-def _written_beside(path):
+def _written_beside(path: Path) -> Iterator[Path]:
     """Yields a path to write to; it becomes `path` at the end, and is removed if the writing fails."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -140,46 +147,45 @@ def _written_beside(path):
 # ---- reading ----
 
 
-def read_state_dict(path):
-    """{key: tensor on the CPU} of a TorchScript archive, a state dict, a checkpoint or a .safetensors file.
+def known_archives() -> dict[str, str]:
+    """{SHA-256: name} of the files that OpenAI published."""
+    return {url.split("/")[-2]: name for name, url in MODELS.items() if url.startswith(_OPENAI)}
 
-    Of a checkpoint its "state_dict" is taken; the compact form of the embedded model is unpacked; nothing but
-    tensors is unpickled. Raises WeightsError, naming the file, if it is missing, incomplete or another thing.
+
+def read(*paths: str | os.PathLike) -> Read:
+    """What a file of weights, or a model split into several, holds in OpenAI's names; the embedded model unpacked.
+
+    Raises WeightsError, one line that names the file, if it is missing, incomplete, unsafe or another thing.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"no weights file at {path}")
+    parts = [read_file(Path(path), known_archives(), file_hash) for path in paths]
+    found = parts[0]._replace(weights={key: value for part in parts for key, value in part.weights.items()})
     try:
-        state_dict = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except Exception as error:  # the readers raise half a dozen types, some with pages of C++ frames
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(f"{path} is incomplete or no weights file ({reason}): replace it") from error
-    if isinstance(state_dict, dict):
-        state_dict = state_dict.get("state_dict", state_dict)
-    if not isinstance(state_dict, dict) or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
-        raise WeightsError(f"{path} holds no state dict: it has to map names to tensors")
-    return unpack_embedded(state_dict) if "token_embedding.rows" in state_dict else dict(state_dict)
+        if "token_embedding.rows" in found.weights:
+            return found._replace(weights=unpack_embedded(found.weights), compact=True)
+        return found._replace(weights=to_openai(found.weights)[0])
+    except WeightsError as error:
+        raise WeightsError(f"{paths[0]} doesn't hold the weights of a CLIP with a ViT: {error}") from error
 
 
-def _read_torch(path):
-    if not _is_torchscript(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, but it is what OpenAI's files need
-        return dict(torch.jit.load(path, map_location="cpu").state_dict())
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """{key in OpenAI's names: tensor on the CPU in the file's dtype}; errors as `read`."""
+    return read(path).weights
 
 
-def _is_torchscript(path):
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """As `read_state_dict`, of a folder as open_clip, Hugging Face or export.py write it; .safetensors first."""
+    for name in FILES:
+        if (folder / name).is_file():
+            return read_state_dict(folder / name)
+    if (folder / INDEX).is_file():
+        return read(*(folder / part for part in parts_of(folder / INDEX))).weights
+    raise WeightsError(f"{folder} holds none of {', '.join(FILES)}: name the file itself")
 
 
 # ---- the embedded model ----
 
 
-def pack_embedded(state_dict, used_rows):
+def pack_embedded(state_dict: Mapping[str, Tensor], used_rows: Tensor | Iterable[int]) -> dict[str, Tensor]:
     """OpenAI's keys -> the compact form of clip/embedded.safetensors: fp16, and only the trained token rows.
 
     `used_rows` are the token ids that occurred in training (list or tensor, any order, repeats allowed). They
@@ -192,11 +198,14 @@ def pack_embedded(state_dict, used_rows):
     return packed
 
 
-def unpack_embedded(packed):
+def unpack_embedded(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of pack_embedded, in fp16. A token that training never saw gets the mean of the others."""
     state_dict = dict(packed)
     rows = state_dict.pop("token_embedding.rows").long()  # (R,)
-    trained = state_dict["token_embedding.weight"]  # (R, width)
+    trained = state_dict.get("token_embedding.weight", torch.empty(0))  # (R, width)
+    fits = rows.dim() == 1 and trained.dim() == 2 and 0 < len(rows) == len(trained) and trained.shape[1] <= 4096
+    if not fits or not 0 <= int(rows.min()) <= int(rows.max()) < VOCABULARY:
+        raise WeightsError("a compact model has one row of token_embedding.weight for each of token_embedding.rows")
     table = trained.float().mean(dim=0).to(trained.dtype).repeat(VOCABULARY, 1)  # (vocabulary, width)
     table[rows] = trained
     state_dict["token_embedding.weight"] = table
@@ -206,13 +215,28 @@ def unpack_embedded(packed):
 def _embedded_as_pt(folder):
     """The embedded model as a plain state dict in `folder`, for trainers that open weights with torch.load.
 
-    The name holds the SHA-256 of the embedded file, so a new one is unpacked anew.
+    The name holds the SHA-256 of the embedded file. What lies there is compared with it, and written anew where
+    it differs: `clip.load` itself reads the embedded file.
     """
-    if not EMBEDDED.is_file():
-        raise WeightsError(f"the embedded model {EMBEDDED} is missing: restore it from the repository")
+    weights = read_state_dict(embedded_file())
     stem, suffix = EMBEDDED_URL.removeprefix("embedded:").split(".")
     target = folder / f"{stem}-{file_hash(EMBEDDED)[:16]}.{suffix}"
-    if not target.is_file():
+    if not _holds(target, weights):
         with _written_beside(target) as beside:
-            torch.save(read_state_dict(EMBEDDED), beside)
+            torch.save(weights, beside)
     return target
+
+
+def embedded_file() -> Path:
+    """Where the embedded model lies; WeightsError if it is missing."""
+    if not EMBEDDED.is_file():
+        raise WeightsError(f"the embedded model {EMBEDDED} is missing: restore it from the repository")
+    return EMBEDDED
+
+
+def _holds(path, weights):
+    try:
+        found = read_state_dict(path)
+    except WeightsError:
+        return False
+    return found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)

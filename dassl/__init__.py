@@ -1,7 +1,7 @@
 """The part of Dassl's API that the CoOp family uses, on current PyTorch: upstream's import paths, names and log lines.
 
 Our own engine stands beside it: engine/checkpoint.py (resume), engine/result.py (result.json), engine/memory.py,
-data/transforms/fast.py, utils/command.py, utils/download.py, utils/archives.py.
+config/ranges.py, data/transforms/fast.py, and in utils/ archives, command, download, files, images, lock and reading.
 
 Promises that nothing here needs, and who needs them. "Release" is Skip Tuning's released code.
 

@@ -29,7 +29,8 @@ class SplitDataset(DatasetBase):
     published = None  # `Published`, or None for data that only we have
 
     def __init__(self, cfg):
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+        if cfg.DATASET.TEMPLATE:
+            check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         root = cfg.DATASET.ROOT
         folder = self.locate(root)
         images = self.locate_images(root)
@@ -115,7 +116,7 @@ class SplitDataset(DatasetBase):
 
 
 def check_template(template, option):
-    """Raise UserError unless `template` is "" or has exactly one {} for the class name, and no other field.
+    """Raise UserError unless `template` has exactly one {} for the class name, and no other field.
 
     Without it all classes would have the same prompt. `option` is what the user has to correct.
     """
@@ -123,5 +124,5 @@ def check_template(template, option):
         fields = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
     except ValueError:  # a single brace
         fields = []
-    if template and fields != [["", "", None]]:
+    if fields != [["", "", None]]:
         raise UserError(f"{option} is {template!r}: it needs {{}} where the class name goes, once, and no other braces")

@@ -31,7 +31,8 @@ class Custom(SplitDataset):
     """
 
     def __init__(self, cfg):
-        check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+        if cfg.DATASET.TEMPLATE:
+            check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         source = locate_images(cfg.DATASET.IMAGES)
         image_dir = source if source.is_dir() else source.parent
         kept = folder_of(source, cfg.DATASET.ROOT)

@@ -1,4 +1,4 @@
-"""ImageNet-Sketch: black-and-white drawings of the 1000 ImageNet classes."""
+"""ImageNet-Sketch: black-and-white sketches of the 1000 ImageNet classes."""
 
 from dassl.data.datasets import DATASET_REGISTRY
 

@@ -36,6 +36,7 @@ from .tables import (
 # Table 4's rows in its order, for scripts/skip/ablate_components.sh
 COMPONENTS = {"ft": "FT", "lskip": "LSkip only", "cskip": "CSkip only", "both": "both"}
 ACCURACIES = ("Base", "New", "H")
+COST_CURVES = (("train_s", "training, s", "Train s", "C3"), ("memory_mb", "peak memory, MB", "Peak MB", "C4"))
 
 
 def order(point: str) -> tuple:
@@ -84,33 +85,47 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[Table
     return found, problems, tables
 
 
+def is_number(text: str) -> bool:
+    """Whether a point's name is a number, so that there is something between it and the next."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def curve(axes, table: dict, key: str, label: str, colour: str, spread: bool = False) -> None:
+    """One column of a figure over its points, with bars of one spread where it has them, on matplotlib axes."""
+    at, means, spreads = [], [], []
+    for position, row in enumerate(table["rows"]):
+        if numbers := parts(row.get(key)):
+            at.append(position)
+            means.append(numbers[0])
+            spreads.append(numbers[1] if spread and len(numbers) > 1 else 0)
+    line = "-" if all(is_number(row["point"]) for row in table["rows"]) else ""
+    axes.errorbar(at, means, spreads, marker="o", linestyle=line, color=colour, capsize=3, label=label)
+
+
 def paint(canvas, table: dict) -> None:
-    """Figure 4's two readings of a grid, side by side on a matplotlib figure: accuracy, and what it costs."""
-    rows = table["rows"]
-    points = [row["point"] for row in rows]
-    line = "" if set(COMPONENTS.values()) & set(points) else "-"  # between components there is nothing
-    accuracy, seconds = canvas.subplots(1, 2)
-    memory = seconds.twinx()
-    panels = [
-        *((accuracy, name.lower(), name, colour) for name, colour in zip(ACCURACIES, ("C0", "C1", "C2"), strict=True)),
-        (seconds, "train_s", "Train s", "C3"),
-        (memory, "memory_mb", "Peak MB", "C4"),
-    ]
-    for axes, key, name, colour in panels:
-        at, means, spreads = [], [], []
-        for position, row in enumerate(rows):
-            if numbers := parts(row.get(key)):
-                at.append(position)
-                means.append(numbers[0])
-                spreads.append(numbers[1] if name in ACCURACIES and len(numbers) > 1 else 0)
-        axes.errorbar(at, means, spreads, marker="o", linestyle=line, color=colour, capsize=3, label=name)
-    accuracy.set_ylabel("accuracy, %")
-    accuracy.legend()
-    for axes, label, colour in ((seconds, "training, s", "C3"), (memory, "peak memory, MB", "C4")):
+    """Figure 4's two readings of a grid, side by side on a matplotlib figure: accuracy, and what it costs.
+
+    What no row has is left out.
+    """
+    known = {key for row in table["rows"] for key in row if parts(row[key])}
+    cost_curves = [one for one in COST_CURVES if one[0] in known]
+    panels = canvas.subplots(1, 2 if cost_curves else 1, squeeze=False)[0]
+    for name, colour in zip(ACCURACIES, ("C0", "C1", "C2"), strict=True):
+        if name.lower() in known:
+            curve(panels[0], table, name.lower(), name, colour, spread=True)
+    panels[0].set_ylabel("accuracy, %")
+    panels[0].legend()
+    for number, (key, label, name, colour) in enumerate(cost_curves):
+        axes = panels[1] if number == 0 else panels[1].twinx()
+        curve(axes, table, key, name, colour)
         axes.set_ylabel(label, color=colour)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    for axes in (accuracy, seconds):
-        axes.set_xticks(range(len(points)), points)
+    for axes in panels:
+        axes.set_xticks(range(len(table["rows"])), [row["point"] for row in table["rows"]])
         axes.set_xlabel(table["columns"][0][1])
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from .gate import LOG_LIMIT, read_json
 from .published import Published
-from .read import LOG_LIMIT, read_json
 
 OURS = "SkipTuning"
 METHOD_COLUMNS = [

@@ -28,9 +28,10 @@ from pathlib import Path
 from dassl.utils import Parser, UserError, exit_code, nearest, write_atomic
 
 from . import ablation, comparison, costs, tables
+from .gate import RESULT_LIMIT, Broken, is_name, is_names, is_table, read_json
 from .layout import FORMATS, table_text
 from .plot import plot
-from .read import RESULT_LIMIT, Broken, absolute, find_runs, is_name, is_names, is_table, read_folder, read_json
+from .read import absolute, find_runs, read_folder
 
 ROOT = Path(__file__).parents[1]
 ROWS = Path("docs/results")
@@ -168,6 +169,7 @@ def block(figure: dict, options: dict[str, list[str]]) -> str:
 
 
 def documents(root: Path) -> list[Path]:
+    """The files that may hold figures."""
     return [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.is_file()]
 
 
@@ -226,17 +228,20 @@ def update(root: Path, check: bool = False) -> list[str]:
 
 
 def from_runs(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The tables of parse_test_res.py."""
     runs, problems = read_folder(folder)
     built = tables.build_tables(runs)
     return [tables.figure(table) for table in built], problems, list(tables.notes(built))
 
 
 def from_ablation(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The tables of results.ablation."""
     found, problems, built = ablation.figures(folder)
     return found, problems, list(tables.notes(built))
 
 
 def from_comparison(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The tables of results.comparison."""
     return *comparison.figures(folder), comparison.NOTES
 
 
@@ -271,6 +276,7 @@ def newest(source: Path) -> str:
 
 
 def commit_of(root: Path) -> str:
+    """Of a git checkout, short; "unknown" elsewhere."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, text=True, capture_output=True)
     return found.stdout.strip() or "unknown"
 

@@ -1,12 +1,10 @@
 """Runs on disk: a folder with result.json or, for other people's code, a log -> `Run`.
 
 result.json says what was run. The path says it only for logs, and for result.json files that were written before these
-said their protocol and preset. Nothing read is believed before it has passed `read_record` or `read_log`.
+said their protocol and preset. Nothing read is believed before it has passed gate.py.
 """
 
 import functools
-import json
-import math
 import os
 import re
 from collections import defaultdict
@@ -15,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
+
+from .gate import LOG_LIMIT, Broken, is_percent, read_record, read_text
 
 DATASET_CONFIGS = Path(__file__).parents[1] / "configs" / "datasets"
 
@@ -35,12 +35,6 @@ SUBSAMPLE = {"train_base": "base", "test_new": "new"}  # every other part: all
 TEST_ONLY = ("test_new", "evaluation")  # parts that train nothing
 COLUMN = {"train_base": "Base", "test_new": "New"}  # every other part: "Accuracy"
 COSTS = ("Train s", "Extract s", "Peak MB", "RSS MB")  # training includes extraction
-
-RESULT_LIMIT, LOG_LIMIT = 1 << 24, 1 << 28  # bytes; no run writes more
-
-
-class Broken(Exception):
-    """A run folder without a usable result; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -75,110 +69,6 @@ class Run:
     def experiment(self) -> tuple:
         """What a run shares with those of other seeds and, in base-to-new, with its other half."""
         return self.where, self.protocol, self.dataset, self.trainer, self.config, self.shots
-
-
-# --- the gate: size, encoding, syntax, shape ------------------------------------------------------------
-
-
-def is_name(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) <= 200
-
-
-def is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_amount(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def is_percent(value: object) -> bool:
-    return is_amount(value) and value <= 100
-
-
-def is_table(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def one_of(*names: str) -> tuple:
-    return f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names
-
-
-NAME, WHOLE, TABLE, NAMES = ("text", is_name), ("a whole number", is_whole), ("a table", is_table), ("names", is_names)
-PERCENT, AMOUNT = ("a number from 0 to 100", is_percent), ("a number of at least 0", is_amount)
-# {key of result.json: what its value must be}; a null passes where it means "not measured" or "has none"
-NEEDED = {
-    **dict.fromkeys(("trainer", "dataset", "backbone"), NAME),
-    **dict.fromkeys(("shots", "seed"), WHOLE),
-    **dict.fromkeys(("accuracy", "macro_f1"), PERCENT),
-    "subsample": one_of("all", "base", "new"),
-    "seconds": TABLE,
-    "peak_memory_mb": AMOUNT,
-}
-OPTIONAL = {  # not in every file that was ever written
-    "protocol": one_of("", "base2new", "few_shot", "xd"),
-    **dict.fromkeys(("preset", "config", "tested", "split", "images"), NAME),
-    **dict.fromkeys(("peak_rss_mb", "epochs", "workers", "learned_parameters"), AMOUNT),
-    **dict.fromkeys(("versions", "calibration"), TABLE),
-    **dict.fromkeys(("classnames", "config_files"), NAMES),
-}
-SECONDS = {"extract": AMOUNT, "train": AMOUNT}
-NULLABLE = {"accuracy", "macro_f1", "peak_memory_mb", "peak_rss_mb", "tested", "split", "images", "calibration"}
-
-
-def read_text(file: Path, limit: int, errors: str = "strict") -> str:
-    """The content of a regular UTF-8 file of at most `limit` bytes, or Broken. `errors`: as for bytes.decode."""
-    if not file.is_file():  # a pipe would never end
-        raise Broken(f"{file.name} is not a regular file")
-    with open(file, "rb") as opened:
-        content = opened.read(limit + 1)
-    if len(content) > limit:
-        raise Broken(f"{file.name} has more than {limit:,} bytes, which no run writes")
-    try:
-        return content.decode("utf-8-sig", errors)
-    except UnicodeDecodeError as error:
-        raise Broken(f"{file.name} is not UTF-8 (byte {error.start})") from None
-
-
-def read_json(file: Path, limit: int) -> dict:
-    """The JSON object in a file, or Broken."""
-    try:
-        found = json.loads(read_text(file, limit))
-    except json.JSONDecodeError as error:
-        raise Broken(f"{file.name} is truncated or not JSON ({error})") from None
-    except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
-        raise Broken(f"{file.name} can't be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise Broken(f"{file.name} is not what a run writes: no JSON object")
-    return found
-
-
-def check_shape(name: str, found: dict, needed: dict, optional: dict) -> None:
-    """Broken names the key of the file `name` whose value is missing or not what `needed` and `optional` ask for."""
-    for key, (kind, fits) in (needed | optional).items():
-        if key not in found:
-            if key in needed:
-                raise Broken(f"{name} has no '{key}'")
-        elif not (found[key] is None and key in NULLABLE) and not fits(found[key]):
-            shown = repr(found[key])
-            shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
-            raise Broken(f"{name} is not what a run writes: {key} is {shown}, not {kind}")
-
-
-def read_record(file: Path) -> dict:
-    """A result.json of any version, or Broken."""
-    record = read_json(file, RESULT_LIMIT)
-    check_shape(file.name, record, NEEDED, OPTIONAL)
-    check_shape(f"seconds in {file.name}", record["seconds"], SECONDS, {})
-    if record["accuracy"] is None:
-        raise Broken(f"{file.name} has no accuracy: trained, not tested")
-    if len(record.get("classnames") or "several") == 1:
-        raise Broken("tested on one class, where every answer is right: base-to-new takes 4 classes or more")
-    return record
 
 
 # --- one folder -----------------------------------------------------------------------------------------
@@ -217,8 +107,11 @@ def place_of(record: dict, path: dict) -> dict:
         raise Broken(f"result.json says protocol {record['protocol']}, but subsample {record['subsample']}")
     preset = record.get("preset", "")
     place = {"protocol": protocol, "part": part, "preset": preset, "where": path["where"], "config": path["config"]}
+    if path.get("seed", 0) < 0:  # SEED -1: each half has drawn its own
+        place["seed"] = path["seed"]
     if path["protocol"] == "other":
-        place["config"] = preset or record.get("config") or "-"
+        files = record.get("config_files")  # the method's own first, then overlays
+        place["config"] = "_".join(filter(None, (Path(files[0]).stem if files else "", preset))) or "-"
     return place | {"dataset": dataset_stems().get(record["dataset"], record["dataset"])}
 
 
@@ -263,6 +156,7 @@ def tested_split(lines: Iterable[str]) -> str:
 
 
 def tested_by_log(folder: Path) -> str:
+    """The same for the newest log in a folder; "test" where there is none."""
     log = newest_log(folder)
     return tested_split(read_text(log, LOG_LIMIT, "replace").splitlines()) if log else "test"
 

@@ -69,16 +69,19 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
+        """Of accuracies; costs have columns of their own."""
         if self.protocol == "few_shot":
             found = {column for row in self.rows for column in row.cells}
             return sorted(found, key=lambda column: math.inf if column == "all" else int(column))
         return ["Base", "New", "H"] if self.protocol == "base2new" else ["Accuracy"]
 
     def has(self, column: str) -> bool:
+        """Whether any row has a value there."""
         return any(column in row.cells for row in self.rows)
 
 
 def spread_name(ci95: bool) -> str:
+    """What `describe` calls the spread."""
     return "half of the 95% interval, 1.96 s / sqrt(n)" if ci95 else "sample standard deviation (n - 1)"
 
 
@@ -269,10 +272,12 @@ def write_text(target: str, text: str) -> None:
 
 
 def shown(path: Path) -> str:
+    """A path as seen from the current folder, if it is below it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def shots_name(shots: int | None) -> str:
+    """For a title; "" where the number differs within a table."""
     return "" if shots is None else "all images" if shots == -1 else f"{shots} shots"
 
 
@@ -282,6 +287,7 @@ def memory_column(table: Table) -> str:
 
 
 def mean(row: Row, column: str) -> float | None:
+    """Of one cell; None where there is none."""
     return row.cells[column].mean if column in row.cells else None
 
 

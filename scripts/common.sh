@@ -120,7 +120,7 @@ offered() {
   case $TRAINER:$cfg in
     ZeroshotCLIP:*_matched* | TipAdapter:*_matched* | SkipTuning:vit_b16_matched*) return 1 ;;
   esac
-  [ -e "${files[${#files[@]} - 1]}" ]
+  [ -e "${files[0]}" ] && [ -e "${files[${#files[@]} - 1]}" ]
 }
 
 # place STAGE DATASET SEED: sets shots, what `recipe` sets, and folder (where the run leaves its files).

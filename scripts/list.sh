@@ -18,9 +18,15 @@ esac
 protocol=$1
 shift
 datasets=${*:-$datasets}
+printf -v verbs %q "${SHOWN}scripts/protocols"
+names="OUTPUT DATA PYTHON CFG PREC OPTIONS"
+case " $datasets " in *" custom "*) names+=" IMAGES CLASSNAMES TEMPLATE" ;; esac
 shared=
-for name in OUTPUT DATA PYTHON CFG PREC OPTIONS IMAGES CLASSNAMES TEMPLATE; do
-  if [ -n "${!name:-}" ]; then shared+=" $name=$(quoted "${!name}")"; fi
+for name in $names; do
+  case ${!name:-} in
+    "" | ./data | ./output) ;;  # the default
+    *) shared+=" $name=$(quoted "${!name}")" ;;
+  esac
 done
 
 # add STAGE DATASET ARGUMENT...: adds this run to the commands of the line, if it isn't finished.
@@ -28,7 +34,7 @@ add() {
   local shots cfg folder files
   place "$1" "$2" "$seed"
   if finished || ! offered; then return; fi
-  commands+=" && bash $(quoted "${SHOWN}scripts/protocols/$1.sh") ${*:3}"
+  commands+=" && bash $verbs/$1.sh ${*:3}"
 }
 
 # line: prints the commands that were added, if there are any, to be run one after the other.

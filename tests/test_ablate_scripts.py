@@ -2,21 +2,12 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.shell import ROOT, STAND_IN
 
-# Records its arguments and "trains" by leaving a result.json; fails where the test says so.
-STAND_IN = """#!/usr/bin/env bash
-echo "$*" >> "$CALLS"
-if [[ -n ${FAIL_ON:-} && "$*" == *$FAIL_ON* ]]; then exit "${FAIL_CODE:-1}"; fi
-while (($#)); do
-  if [ "$1" = --output-dir ]; then mkdir -p "$2" && touch "$2/result.json"; fi
-  shift
-done
-"""
+MEMORY = " TRAIN.MEASURE_MEMORY True"  # stands before what a point changes
 GRIDS = {
     "omega": {value: f"OMEGA {value}" for value in ("0", "2", "4", "6", "8", "10")},
     "ratio": {value: f"R {value}" for value in ("0.1", "0.3", "0.5", "0.7", "0.9", "1.0")},
@@ -74,7 +65,7 @@ def test_every_point_is_trained_and_tested_with_only_its_options_changed(ablate,
         tail = "".join(f" TRAINER.SKIPTUNING.{key} {value}" for key, value in zip(words[::2], words[1::2], strict=True))
         for part, classes in (("train_base", "base"), ("test_new", "new")):
             folder = f"ablate/{what}/{name}/base2new/{part}/emoji/shots_5/SkipTuning/embedded/seed1"
-            expected.append((folder, f"DATASET.NUM_SHOTS 5 DATASET.SUBSAMPLE_CLASSES {classes}{tail}"))
+            expected.append((folder, f"DATASET.NUM_SHOTS 5 DATASET.SUBSAMPLE_CLASSES {classes}{MEMORY}{tail}"))
     found = [(call.split("--output-dir ")[1].split()[0], call[call.index("DATASET.NUM") :]) for call in calls]
     assert found == expected
 
@@ -91,7 +82,8 @@ def test_dataset_preset_seeds_shots_and_options_of_all_points_can_be_chosen_but_
     calls = ablate.calls()
     assert len(calls) == 6 * 2 * 2 + 1
     assert "ablate/ratio/0.1/base2new/train_base/dtd/shots_8/SkipTuning/vit_b16_paper/seed4 " in calls[0]
-    assert "--config-file configs/trainers/SkipTuning/vit_b16_paper.yaml" in calls[0]
+    files = ("trainers/SkipTuning/vit_b16", "overlays/base2new", "trainers/SkipTuning/paper")
+    assert f"--config-file {' '.join(f'configs/{name}.yaml' for name in files)} " in calls[0]
     assert all("OPTIM.LR 1 TRAINER.SKIPTUNING.R " in call for call in calls[:-1])
     assert not any("FinetuneCLIP" in call for call in calls)
 
@@ -122,12 +114,12 @@ def test_the_points_take_turns_seed_by_seed(ablate):
 
 
 def test_a_failing_run_does_not_stop_the_others_and_its_command_is_listed(ablate, tmp_path):
-    done = ablate("omega", SEEDS="1", FAIL_ON="SUBSAMPLE_CLASSES base TRAINER.SKIPTUNING.OMEGA 4")
+    done = ablate("omega", SEEDS="1", FAIL_ON=f"SUBSAMPLE_CLASSES base{MEMORY} TRAINER.SKIPTUNING.OMEGA 4")
     calls = ablate.calls()
     assert (done.returncode, len(calls)) == (1, 6 * 2 - 1 + 1)  # all but the test that has no model, and the table
     listed = done.stderr[done.stderr.index("These runs failed") :].splitlines()[1:]
-    settings = f"OUTPUT={tmp_path}/ablate/omega/4 OPTIONS='TRAINER.SKIPTUNING.OMEGA 4'"
-    assert listed == [f"  {settings} bash scripts/skip/base2new_{part}.sh emoji 1" for part in ("train", "test")]
+    settings = f"OUTPUT={tmp_path}/ablate/omega/4 OPTIONS='{MEMORY.strip()} TRAINER.SKIPTUNING.OMEGA 4'"
+    assert listed == [f"  {settings} bash {ROOT}/scripts/skip/base2new_{part}.sh emoji 1" for part in ("train", "test")]
 
 
 def test_an_incomplete_table_fails_the_script(ablate):
@@ -143,7 +135,7 @@ def test_ctrl_c_stops_the_grid(ablate):
 def test_wrong_arguments_end_with_a_usage_line(ablate, args):
     done = ablate("omega", *args)
     assert (done.returncode, ablate.calls()) == (2, [])
-    assert done.stderr.strip().endswith("bash scripts/skip/ablate_omega.sh [DATASET]")
+    assert done.stderr.strip().endswith(f"bash {ROOT}/scripts/skip/ablate_omega.sh [DATASET]")
 
 
 def test_learning_rates_are_those_of_the_folders_method_and_can_be_chosen(ablate):
@@ -151,4 +143,4 @@ def test_learning_rates_are_those_of_the_folders_method_and_can_be_chosen(ablate
     calls = ablate.calls()
     assert [call.split("--trainer ")[1].split()[0] for call in calls[:-1]] == ["FinetuneCLIP"] * 4
     for rate, call in zip(("0.1", "0.1", "0.2", "0.2"), calls, strict=False):
-        assert f"ablate/lr/{rate}/" in call and call.endswith(f"TRAINER.SKIPTUNING.PREC bf16 OPTIM.LR {rate}")
+        assert f"ablate/lr/{rate}/" in call and call.endswith(f"TRAINER.FINETUNECLIP.PREC bf16{MEMORY} OPTIM.LR {rate}")

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,19 +11,23 @@ import yaml
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers
-from dassl.config import flatten, get_cfg_default
+from dassl.config import check_ranges, flatten, get_cfg_default, resolve
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 
 ROOT = Path(__file__).parents[1]
-DATASET_FILES = sorted(ROOT.glob("configs/datasets/*.yaml"))
-TRAINER_FILES = sorted(ROOT.glob("configs/trainers/*/*.yaml"))
-PARTS = sorted([*ROOT.glob("configs/base/*.yaml"), *ROOT.glob("configs/trainers/*/parts/*.yaml")])
-ON_TOP = [ROOT / "configs/base/embedded_matched.yaml"]  # takes back what recipes below it changed
+CONFIGS = ROOT / "configs"
+DATASET_FILES = sorted(CONFIGS.glob("datasets/*.yaml"))
+RECIPES = sorted(CONFIGS.glob("trainers/*/*.yaml"))
+OVERLAYS = sorted(CONFIGS.glob("overlays/*.yaml"))
+BASES = sorted(CONFIGS.glob("base/*.yaml"))
+SELF_CONTAINED = ("vit_b16", "embedded")  # what a trainer's own files are called; its others are presets
+PROTOCOLS = ("base2new", "few_shot", "xd")
+SHOTS = (1, 2, 4, 8, 16)
 
 
 def name_of(path):
-    return str(path.relative_to(ROOT / "configs"))
+    return str(path.relative_to(CONFIGS))
 
 
 def defaults():
@@ -38,28 +43,112 @@ def merged(*paths):
     return cfg
 
 
-@pytest.mark.parametrize("path", sorted({*DATASET_FILES, *TRAINER_FILES, *PARTS} - set(ON_TOP)), ids=name_of)
+def resolved(cfg, dataset, shots):
+    """What `cfg` is for a dataset, by its registered name, and a number of shots."""
+    cfg = cfg.clone()
+    cfg.DATASET.NAME, cfg.DATASET.NUM_SHOTS = dataset, shots
+    resolve(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def offered():
+    """{(trainer, model, protocol, preset): configuration} of all that the scripts offer, before `resolve`."""
+    script = """
+        . scripts/common.sh
+        for TRAINER in $(ls configs/trainers); do
+          for PRESET in "" $(ls configs/trainers/$TRAINER configs/overlays | sed -n "s/[.]yaml$//p"); do
+            case $PRESET in vit_b16 | embedded* | base2new | few_shot | xd) continue ;; esac
+            for CFG in vit_b16 embedded; do
+              for stage in base2new_train few_shot xd_train; do
+                place $stage imagenet 1
+                if offered; then echo "$TRAINER,$CFG,${stage%_train},$PRESET,${files[*]}"; fi
+              done
+            done
+          done
+        done
+    """
+    command = ["bash", "-c", script, "scripts/list.sh"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    own, found = {}, {}
+    for line in done.stdout.splitlines():
+        *key, files = line.split(",")
+        first, *overlays = files.split()
+        if first not in own:
+            own[first] = merged(ROOT / first)
+        cfg = found[tuple(key)] = own[first].clone()
+        for file in overlays:
+            cfg.merge_from_file(ROOT / file)
+    return found
+
+
+def test_every_trainer_has_every_protocol_with_every_preset(offered):
+    own = {"SkipTuning": "paper official cached", "CLIPAdapter": "cached", "DePT": "coop cocoop maple promptsrc"}
+    expected = set()
+    for trainer in {path.parent.name for path in RECIPES}:
+        for model in (each for each in SELF_CONTAINED if CONFIGS / f"trainers/{trainer}/{each}.yaml" in RECIPES):
+            presets = ["", *own.get(trainer, "").split(), "matched"]
+            if trainer in ("ZeroshotCLIP", "TipAdapter") or (trainer, model) == ("SkipTuning", "vit_b16"):
+                presets.remove("matched")  # nothing is trained, or its own recipe is what others are matched with
+            expected |= {(trainer, model, protocol, preset) for protocol in PROTOCOLS for preset in presets}
+    assert set(offered) == expected
+
+
+def test_every_recipe_resolves_to_a_valid_configuration(offered):
+    names = [yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in DATASET_FILES]
+    for number, ((_, model, protocol, preset), cfg) in enumerate(offered.items()):
+        assert protocol == cfg.PROTOCOL and preset == cfg.PRESET
+        each = resolved(cfg, names[number % len(names)], SHOTS[number % len(SHOTS)])  # rows are tested one by one below
+        check_ranges(each)
+        assert {"vit_b16": "ViT-B/16", "embedded": "ViT-XS/16-icons"}[model] == each.MODEL.BACKBONE.NAME
+
+
+def known_conditions():
+    presets = {path.stem for path in RECIPES if path.stem not in SELF_CONTAINED} | {"matched"}
+    shots = {f"{number}shots" for number in SHOTS}
+    return {*DATASET_REGISTRY.registered_names(), *shots, *PROTOCOLS, *presets}
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *OVERLAYS, *BASES], ids=name_of)
+def test_every_row_of_overrides_has_known_conditions_and_options(path):
+    cfg = merged(path)
+    for key, row in cfg.OVERRIDES.items():
+        assert known_conditions().issuperset(key.split("+")), key
+        before = flatten(cfg)
+        other = cfg.clone()
+        other.merge_from_other_cfg(row)
+        assert {name for name in flatten(other) if not name.startswith("OVERRIDES")} <= set(before)
+
+
+@pytest.mark.parametrize("path", [*DATASET_FILES, *RECIPES, *OVERLAYS, *BASES], ids=name_of)
 def test_config_file_holds_only_known_keys_that_differ_from_what_it_is_based_on(path):
-    own = yaml.safe_load(path.read_text()) or {}
+    own = yaml.safe_load(path.read_text())
     bases = own.pop("_BASE_", [])
-    bases = [bases] if isinstance(bases, str) else bases
-    before = flatten(merged(*(path.parent / base for base in bases)))
+    below = [[path.parent / base for base in ([bases] if isinstance(bases, str) else bases)]]
+    if path in RECIPES and path.stem not in SELF_CONTAINED:  # a preset, for one of the trainer's own files at least
+        below += [[path.with_name(f"{model}.yaml")] for model in SELF_CONTAINED]
+    before = [flatten(merged(*paths)) for paths in below]
     after = flatten(merged(path))
-    assert [key for key in flatten(own) if after[key] == before.get(key)] == []
+    assert own or path.parent.name == "ZeroshotCLIP", "an empty file"
+    assert [key for key in flatten(own) if all(after[key] == each.get(key) for each in before)] == []
+
+
+def test_there_are_few_config_files():
+    assert len(list(CONFIGS.rglob("*.yaml"))) <= 70
 
 
 # What facts are known of the paper and of its released code, protocol by protocol: text and image learning rates,
 # epochs, warm-up epochs and rate.
+PAPER, PAPER_FEW_SHOT = (2e-5, 0, 20, -1, 1e-5), (2e-5, 0, 40, -1, 1e-5)
+RELEASED = {
+    "base2new": (2e-5, 5e-6, 20, 1, 1e-6),
+    "few_shot": (1e-5, 0, 40, -1, 1e-5),
+    "xd": (1e-5, 1e-6, 20, 1, 1e-8),
+}
 SCHEDULES = {
-    "vit_b16_paper": (2e-5, 0, 20, -1, 1e-5),
-    "vit_b16_paper_few_shot": (2e-5, 0, 40, -1, 1e-5),
-    "vit_b16_paper_xd": (2e-5, 0, 20, -1, 1e-5),
-    "vit_b16_official": (2e-5, 5e-6, 20, 1, 1e-6),
-    "vit_b16_official_few_shot": (1e-5, 0, 40, -1, 1e-5),
-    "vit_b16_official_xd": (1e-5, 1e-6, 20, 1, 1e-8),
-    "vit_b16": (2e-5, 5e-6, 20, 1, 1e-6),
-    "vit_b16_few_shot": (1e-5, 0, 40, -1, 1e-5),
-    "vit_b16_xd": (1e-5, 1e-6, 20, 1, 1e-8),
+    "paper": {"base2new": PAPER, "few_shot": PAPER_FEW_SHOT, "xd": PAPER},
+    "official": RELEASED,
+    "": RELEASED,
 }
 CHOICES = {
     "paper": ("image", "paper", "step", 0, 1, "mixed", "auto"),
@@ -68,19 +157,123 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_presets_of_skip_tuning_are_what_their_names_say(name):
-    cfg = merged(ROOT / f"configs/trainers/SkipTuning/{name}.yaml")
+@pytest.mark.parametrize("preset", SCHEDULES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_presets_of_skip_tuning_are_what_their_names_say(offered, protocol, preset):
+    recipe = offered["SkipTuning", "vit_b16", protocol, preset]
+    cfg = resolved(recipe, "EuroSAT", 16)
     options, optim = cfg.TRAINER.SKIPTUNING, cfg.OPTIM
     schedule = optim.LR, options.IMAGE_LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH, optim.WARMUP_CONS_LR
-    assert schedule == SCHEDULES[name]
+    assert schedule == SCHEDULES[preset][protocol]
     assert (options.OMEGA, options.R, options.LAMBDA, cfg.DATALOADER.TRAIN_X.BATCH_SIZE) == (6, 0.5, 0.3, 4)
-    preset = re.search(r"paper|official|$", name)[0]
     keys = ["SCOPE", "DECAY", "RESAMPLE", "MAX_TOP", "VIEWS", "BATCHES", "PREC"]
     assert tuple(options[key] for key in keys) == CHOICES[preset]
-    quarter = dict.fromkeys(("ImageNet", "SUN397", "Food101"), optim.MAX_EPOCH // 4)
-    assert dict(options.EPOCHS) == ({} if preset == "paper" else quarter)
-    assert ("EuroSAT" in options.TEMPLATES) == (preset != "paper")
+    large = {resolved(recipe, name, 16).OPTIM.MAX_EPOCH for name in ("ImageNet", "SUN397", "Food101")}
+    assert large == {optim.MAX_EPOCH if preset == "paper" else optim.MAX_EPOCH // 4}
+    assert bool(options.TEMPLATE) == (preset == "paper")
+
+
+# Batch size, learning rate and epochs (s: steps per shot), for
+COLUMNS = [
+    ("vit_b16", "base2new", "", "EuroSAT", 16),
+    ("vit_b16", "few_shot", "", "EuroSAT", 1),
+    ("vit_b16", "few_shot", "", "ImageNet", 16),
+    ("vit_b16", "xd", "", "ImageNet", 16),
+    ("embedded", "base2new", "", "Emoji", 5),
+    ("vit_b16", "base2new", "matched", "SUN397", 16),
+    ("vit_b16", "few_shot", "matched", "EuroSAT", 1),
+    ("embedded", "few_shot", "matched", "Emoji", 5),
+]
+NUMBERS = """
+CLIPAdapter  32/0.002/100   32/0.002/100   32/0.002/100   32/0.002/100   32/0.1/30     4/0.002/5  4/0.002/40  32/0.3/6
+CLIPLoRA     32/0.0002/500s 32/0.0002/500s 32/0.0002/500s 32/0.0002/500s 32/0.001/150s 4/0.0002/5 4/0.0002/40 32/0.01/6
+CoCoOp       1/0.002/10     1/0.002/10     1/0.002/10     1/0.002/10     1/0.01/3      4/0.002/5  4/0.002/40  32/0.1/6
+CoOp         32/0.002/200   32/0.002/50    32/0.002/50    32/0.002/50    32/0.0001/60  4/0.002/5  4/0.002/40  32/0.001/6
+CoPrompt     4/0.0035/8     4/0.0035/8     4/0.0035/8     4/0.0035/8     4/0.03/3      4/0.0035/5 4/0.0035/40 32/0.3/6
+DePT         4/0.0035/10    4/0.0035/10    4/0.0035/10    4/0.0035/10    4/0.01/3      4/0.0035/5 4/0.0035/40 32/0.1/6
+FinetuneCLIP 4/1e-05/10     4/1e-05/10     4/1e-05/10     4/1e-05/4      32/0.002/6    4/1e-05/5  4/1e-05/40  32/0.003/6
+IVLP         4/0.0025/20    4/0.0025/50    4/0.0025/50    4/0.0025/20    4/0.001/6     4/0.0025/5 4/0.0025/40 32/0.003/6
+KgCoOp       128/0.002/100  128/0.002/100  128/0.002/100  128/0.002/100  128/0.1/30    4/0.002/5  4/0.002/40  32/0.1/6
+MaPLe        4/0.0035/5     4/0.0035/50    4/0.0035/50    4/0.0026/2     4/0.1/3       4/0.0035/5 4/0.0035/40 32/1/6
+ProGrad      32/0.002/100   32/0.002/50    32/0.002/50    32/0.002/100   32/0.01/30    4/0.002/5  4/0.002/40  32/0.01/6
+PromptSRC    4/0.0025/20    4/0.0025/50    4/0.0025/50    4/0.0025/20    4/0.003/6     4/0.0025/5 4/0.0025/40 32/0.01/6
+TCP          32/0.002/50    32/0.002/50    32/0.002/25    32/0.002/25    32/0.003/15   4/0.002/5  4/0.002/40  32/0.003/6
+TipAdapterF  256/0.001/100  256/0.001/100  256/0.001/20   256/0.001/20   256/0.01/6    4/0.001/5  4/0.001/40  32/0.03/6
+"""
+
+
+@pytest.mark.parametrize("row", NUMBERS.strip().splitlines(), ids=lambda row: row.split()[0])
+def test_recipes_have_the_releases_numbers_and_skip_tunings_where_matched(offered, row):
+    trainer, *expected = row.split()
+    found = []
+    for model, protocol, preset, dataset, shots in COLUMNS:
+        cfg = resolved(offered[trainer, model, protocol, preset], dataset, shots)
+        steps = cfg.OPTIM.STEPS_PER_SHOT
+        epochs = f"{steps}s" if steps else cfg.OPTIM.MAX_EPOCH
+        found.append(f"{cfg.DATALOADER.TRAIN_X.BATCH_SIZE}/{cfg.OPTIM.LR:g}/{epochs}")
+    assert found == expected
+
+
+def test_options_of_one_dataset_one_number_of_shots_and_one_protocol(offered):
+    def option(trainer, protocol, preset, dataset, shots, key):
+        return flatten(resolved(offered[trainer, "vit_b16", protocol, preset], dataset, shots))[f"TRAINER.{key}"]
+
+    assert option("ProGrad", "few_shot", "", "EuroSAT", 8, "PROGRAD.LAMBDA") == 0.8
+    assert option("ProGrad", "few_shot", "", "EuroSAT", 4, "PROGRAD.LAMBDA") == 1.0
+    assert option("ProGrad", "base2new", "", "EuroSAT", 16, "PROGRAD.LAMBDA") == 1.0
+    assert option("CoOp", "few_shot", "", "EuroSAT", 16, "COOP.CTX_INIT") == ""
+    assert option("CoOp", "xd", "", "EuroSAT", 16, "COOP.CTX_INIT") == "a photo of a"
+    assert option("CoPrompt", "base2new", "", "EuroSAT", 16, "COPROMPT.N_CTX") == 2
+    assert option("CoPrompt", "xd", "", "EuroSAT", 16, "COPROMPT.N_CTX") == 4  # a target of ImageNet's prompts
+    means = {
+        ("base2new", "", "ImageNet"): 15.0,
+        ("base2new", "matched", "ImageNet"): 3.75,
+        ("few_shot", "", "EuroSAT"): 45.0,
+        ("few_shot", "matched", "EuroSAT"): 36.0,
+        ("few_shot", "matched", "ImageNet"): 6.0,
+        ("few_shot", "matched", "UCF101"): 24.0,
+        ("xd", "", "ImageNet"): 6.0,
+        ("xd", "matched", "ImageNet"): 1.5,
+    }
+    for (protocol, preset, dataset), mean in means.items():
+        assert option("PromptSRC", protocol, preset, dataset, 16, "PROMPTSRC.GPA_MEAN") == mean
+
+
+# Prompts
+
+
+def prompts_in(path):
+    """Every text with {} in a YAML file."""
+    found = []
+    rest = [yaml.safe_load(path.read_text())]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, dict | list):
+            rest += node.values() if isinstance(node, dict) else node
+        elif "{}" in str(node):
+            found.append(node)
+    return found
+
+
+def test_prompts_are_in_one_table_but_for_the_papers_own():
+    elsewhere = {name_of(path): prompts_in(path) for path in CONFIGS.rglob("*.yaml") if path.name != "templates.yaml"}
+    assert {name: found for name, found in elsewhere.items() if found} == {
+        "trainers/SkipTuning/vit_b16.yaml": ["a photo of a {}."]
+    }
+
+
+def test_table_of_prompts_names_registered_datasets_and_says_nothing_twice():
+    table = yaml.safe_load((CONFIGS / "templates.yaml").read_text())
+    assert set(table) == {"uses", "ensemble"} and len(set(table["ensemble"])) == len(table["ensemble"]) == 60
+    for row in table["uses"].values():
+        like = table["uses"].get(row.get("like"), {})
+        assert "default" in row or "default" in like
+        names = set(row) - {"like", "default"}
+        assert names <= set(DATASET_REGISTRY.registered_names())
+        for name in names:
+            prompts = row[name] if isinstance(row[name], list) else [row[name]]
+            assert all(prompt.count("{}") == 1 for prompt in prompts)
+            assert row[name] != like.get(name, like.get("default", row.get("default")))
 
 
 @pytest.mark.parametrize("path", DATASET_FILES, ids=name_of)
@@ -94,20 +287,36 @@ def test_every_registered_dataset_has_a_file():
     assert {each.__name__ for each in registered if each.__module__.startswith("datasets.")} == named
 
 
-@pytest.mark.parametrize("path", TRAINER_FILES, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_trainer_file_lies_in_the_folder_of_a_registered_trainer(path):
     assert path.parent.name in TRAINER_REGISTRY.registered_names()
 
 
-@pytest.mark.parametrize("path", TRAINER_FILES, ids=name_of)
-def test_trainer_file_starts_with_the_command_that_uses_it(path):
+def test_every_registered_trainer_has_a_file_of_its_own_and_those_of_the_comparison_have_both():
+    ours = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names())  # the tests' own are not in trainers
+    for trainer in (each.__name__ for each in ours if each.__module__.startswith("trainers.")):
+        assert (CONFIGS / f"trainers/{trainer}/vit_b16.yaml").is_file()
+    for trainer in (
+        "SkipTuning",
+        "ZeroshotCLIP",
+        "TipAdapter",
+        *(row.split()[0] for row in NUMBERS.split("\n") if row),
+    ):
+        assert all((CONFIGS / f"trainers/{trainer}/{model}.yaml").is_file() for model in SELF_CONTAINED)
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *OVERLAYS], ids=name_of)
+def test_recipe_starts_with_the_command_that_uses_it(path):
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header, "no comment on top"
-    scripts = re.findall(r"bash (scripts/(\w+)/\w+\.sh)", header[0])
-    assert scripts and all((ROOT / script).is_file() for script, _ in scripts)
-    for _, method in scripts:
+    commands = re.findall(r"^#   (.*)bash (scripts/(\w+)/\w+\.sh) (.*)$", header[0], re.M)
+    assert commands and all((ROOT / script).is_file() for _, script, _, _ in commands)
+    for settings, _, method, arguments in commands:
         own = {"skip": "skiptuning"}.get(method, method.replace("_", ""))
-        assert path.parent.name.lower() == own or f"TRAINER={path.parent.name}" in header[0]
+        assert path.parent.name in ("overlays",) or path.parent.name.lower() == own
+        assert path.stem.startswith("embedded") == ("emoji" in arguments)
+        preset = yaml.safe_load(path.read_text()).get("PRESET", "")
+        assert settings == (f"PRESET={preset} " if preset else "")
 
 
 def imported(paths):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import predict
 import train
@@ -27,7 +26,7 @@ TRAINERS = ["ZeroshotCLIP", "FinetuneCLIP", "SkipTuning", "CoOp", "CLIPAdapter"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder for this file's runs, with pictures in three class folders."""
+    """A folder for this file's runs, with images in three class folders."""
     place = tmp_path_factory.mktemp("predict")
     noise = np.random.default_rng(0)
     for name in CLASSES:
@@ -41,10 +40,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def trained(place, make_clip):
-    """trained(trainer, *pairs, to="run"): the folder of a finished run on the pictures, made when first asked for."""
+    """trained(trainer, *pairs, to="run"): the folder of a finished run on the images, made when first asked for."""
     weights = place / "tiny.safetensors"
     if not weights.exists():
-        save_file(make_clip(embed_dim=32, vision_layers=8, transformer_layers=8).state_dict(), weights)
+        clip.save(make_clip(embed_dim=32, vision_layers=8, transformer_layers=8), weights)
 
     def trained(trainer, *pairs, to="run"):
         folder = place / trainer / to
@@ -90,7 +89,7 @@ def probabilities(run, tmp_path):
         file = tmp_path / "found.json"
         done = run("--model-dir", model_dir, "--json", file, "--force", "--top", 99, *argv)
         assert done.code == 0, done.err
-        rows = json.loads(file.read_text())["pictures"]
+        rows = json.loads(file.read_text())["images"]
         return {row["path"]: {each["class"]: each["probability"] for each in row["classes"]} for row in rows}
 
     return probabilities
@@ -129,7 +128,7 @@ def test_probabilities_are_the_softmax_of_what_the_trainer_infers(trainer, train
     found = probabilities(folder, place / "pics/ant", "--batch-size", 4)
     assert list(found) == [f"{place}/pics/ant/{i}.png" for i in range(6)]
     cfg = configuration(folder)
-    model = build_trainer(cfg)
+    model = build_trainer(cfg)  # with its dataset
     model.load_model(str(folder))
     model.test()
     with torch.no_grad():
@@ -141,11 +140,11 @@ def test_probabilities_are_the_softmax_of_what_the_trainer_infers(trainer, train
 def test_classes_may_come_in_another_order_or_be_new_ones(trainer, trained, probabilities, place, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(reversed(CLASSES)))
-    folder, pictures = trained(trainer), place / "pics/zebra"
-    before, after = probabilities(folder, pictures), probabilities(folder, pictures, "--classes", names)
+    folder, images = trained(trainer), place / "pics/zebra"
+    before, after = probabilities(folder, images), probabilities(folder, images, "--classes", names)
     torch.testing.assert_close(table(after, CLASSES), table(before, CLASSES), rtol=1e-4, atol=1e-5)
     names.write_text("a teapot\nzebra\n\n  snow \n")
-    new = probabilities(folder, pictures, "--classes", names)
+    new = probabilities(folder, images, "--classes", names)
     assert all(sorted(row) == ["a teapot", "snow", "zebra"] for row in new.values())
     torch.testing.assert_close(table(new, ["a teapot", "snow", "zebra"]).sum(1), torch.ones(6))
 
@@ -164,10 +163,10 @@ def test_new_classes_and_prompts_reach_the_text_tower(trained, probabilities, pl
 
 def test_a_template_is_for_trainers_with_their_own_template_option_too(trained, probabilities, place):
     folder = trained("SkipTuning", "TRAINER.SKIPTUNING.TEMPLATE", "x {} x", to="own_template")
-    pictures = place / "pics/ant"
-    as_trained = probabilities(folder, pictures)
-    assert probabilities(folder, pictures, "--template", "x {} x") == as_trained
-    assert probabilities(folder, pictures, "--template", "y {} y") != as_trained
+    images = place / "pics/ant"
+    as_trained = probabilities(folder, images)
+    assert probabilities(folder, images, "--template", "x {} x") == as_trained
+    assert probabilities(folder, images, "--template", "y {} y") != as_trained
 
 
 def test_a_run_on_base_classes_knows_them_and_a_test_on_new_classes_those(trained, probabilities, place):
@@ -176,9 +175,9 @@ def test_a_run_on_base_classes_knows_them_and_a_test_on_new_classes_those(traine
 
     base = trained_on("base")
     evaluation = ["EVAL.ONLY", "True", "EVAL.MODEL_DIR", str(base)]
-    picture = str(place / "pics/zebra/0.png")
-    halves = [probabilities(run, picture)[picture] for run in (base, trained_on("new", *evaluation))]
-    whole = probabilities(trained_on("all", *evaluation), picture)[picture]
+    image = str(place / "pics/zebra/0.png")
+    halves = [probabilities(run, image)[image] for run in (base, trained_on("new", *evaluation))]
+    whole = probabilities(trained_on("all", *evaluation), image)[image]
     assert [sorted(half) for half in halves] == [CLASSES[:2], CLASSES[2:]]
     for half in halves:  # the same weights: classes keep their odds
         one, other = half
@@ -200,33 +199,33 @@ def test_a_run_predicts_where_its_dataset_is_gone(trained, probabilities, place,
     shutil.copytree(trained("ZeroshotCLIP"), folder)
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace(f"{place}/pics", f"{tmp_path}/gone"))
-    picture = place / "pics/ant/0.png"
-    assert probabilities(folder, picture) == probabilities(trained("ZeroshotCLIP"), picture)
+    image = place / "pics/ant/0.png"
+    assert probabilities(folder, image) == probabilities(trained("ZeroshotCLIP"), image)
 
 
 # ---- what is printed and written ---------------------------------------------------------------------------
 
 
-def test_the_most_probable_classes_are_printed_under_each_picture(trained, run, probabilities, place):
-    folder, picture = trained("SkipTuning"), place / "pics/ant/0.png"
-    best = sorted(probabilities(folder, picture)[str(picture)].items(), key=lambda pair: -pair[1])[:2]
-    done = run("--model-dir", folder, picture, "--top", 2)
+def test_the_most_probable_classes_are_printed_under_each_image(trained, run, probabilities, place):
+    folder, image = trained("SkipTuning"), place / "pics/ant/0.png"
+    best = sorted(probabilities(folder, image)[str(image)].items(), key=lambda pair: -pair[1])[:2]
+    done = run("--model-dir", folder, image, "--top", 2)
     assert done.code == 0
-    assert done.out.splitlines() == [str(picture), *(f"  {value:7.2%}  {name}" for name, value in best)]
+    assert done.out.splitlines() == [str(image), *(f"  {value:7.2%}  {name}" for name, value in best)]
 
 
 def test_csv_and_json_hold_the_same_rows(trained, run, place, tmp_path):
     files = tmp_path / "new/found.csv", tmp_path / "found.json"
-    pictures = place / "pics/ant", place / "pics/zebra/0.png"
-    done = run("--model-dir", trained("SkipTuning"), *pictures, "--top", 2, "--csv", files[0], "--json", files[1])
-    assert done.code == 0 and done.out == f"7 pictures: {files[0]} and {files[1]}\n"
+    images = place / "pics/ant", place / "pics/zebra/0.png"
+    done = run("--model-dir", trained("SkipTuning"), *images, "--top", 2, "--csv", files[0], "--json", files[1])
+    assert done.code == 0 and done.out == f"7 images: {files[0]} and {files[1]}\n"
     with open(files[0], newline="") as file:
         rows = list(csv.DictReader(file))
     written = json.loads(files[1].read_text())
     assert list(rows[0]) == ["path", "rank", "class", "probability"] and len(rows) == 14
     assert [row["rank"] for row in rows] == ["1", "2"] * 7
     assert [(row["path"], row["class"], float(row["probability"])) for row in rows] == [
-        (each["path"], best["class"], best["probability"]) for each in written["pictures"] for best in each["classes"]
+        (each["path"], best["class"], best["probability"]) for each in written["images"] for best in each["classes"]
     ]
     assert written["unreadable"] == [] and written["model_dir"] == str(trained("SkipTuning"))
 
@@ -257,17 +256,17 @@ def test_the_run_is_left_as_it_was_and_so_is_the_dataset_of_this_process(trained
     assert contents(folder) == before and DATASET_REGISTRY.get("Custom") is dataset
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------
+# ---- images ----------------------------------------------------------------------------------------------
 
 
-def test_folders_and_patterns_are_searched_with_all_below_and_each_picture_is_taken_once(trained, probabilities, place):
+def test_folders_and_patterns_are_searched_with_all_below_and_each_image_is_taken_once(trained, probabilities, place):
     arguments = [place / "pics/ant/3.png", f"{place}/pics/**/[01].png", place / "pics/ant"]
     found = [path.removeprefix(f"{place}/pics/") for path in probabilities(trained("SkipTuning"), *arguments)]
     matches = [f"{name}/{i}.png" for name in ("ant", "bee", "sea_lion", "zebra") for i in (0, 1)]
     assert found == ["ant/3.png", *matches, "ant/2.png", "ant/4.png", "ant/5.png"]
 
 
-def test_broken_pictures_are_named_and_skipped_and_the_exit_code_says_so(trained, run, place, tmp_path):
+def test_broken_images_are_named_and_skipped_and_the_exit_code_says_so(trained, run, place, tmp_path):
     (tmp_path / "mine").mkdir()
     shutil.copy(place / "pics/ant/0.png", tmp_path / "mine/good.PNG")
     (tmp_path / "mine/broken.jpg").write_bytes((place / "pics/ant/0.png").read_bytes()[:90])
@@ -275,10 +274,10 @@ def test_broken_pictures_are_named_and_skipped_and_the_exit_code_says_so(trained
     done = run("--model-dir", trained("SkipTuning"), tmp_path / "mine", "--json", file)
     written = json.loads(file.read_text())
     assert done.code == 1 and f'Cannot read the image "{tmp_path}/mine/broken.jpg"' in done.err
-    assert [each["path"] for each in written["pictures"]] == [f"{tmp_path}/mine/good.PNG"]
+    assert [each["path"] for each in written["images"]] == [f"{tmp_path}/mine/good.PNG"]
     assert written["unreadable"] == [f"{tmp_path}/mine/broken.jpg"]
     done = run("--model-dir", trained("SkipTuning"), tmp_path / "mine/broken.jpg", "--csv", tmp_path / "found.csv")
-    assert done.code == 1 and "None of the pictures can be read" in done.err
+    assert done.code == 1 and "None of the images can be read" in done.err
     assert not (tmp_path / "found.csv").exists()
 
 
@@ -287,7 +286,7 @@ def test_broken_pictures_are_named_and_skipped_and_the_exit_code_says_so(trained
 
 @pytest.fixture
 def fails(trained, run, place, tmp_path):
-    """fails(*argv): the one line that an error leaves, of a call with the SkipTuning run and one picture."""
+    """fails(*argv): the one line that an error leaves, of a call with the SkipTuning run and one image."""
 
     def fails(*argv, model_dir=None):
         done = run("--model-dir", model_dir or trained("SkipTuning"), place / "pics/ant/0.png", *argv)
@@ -304,11 +303,11 @@ def fails(trained, run, place, tmp_path):
         (["--top", "0"], "argument --top: 0 is not a whole number from 1; see python predict.py --help"),
         (["--batch-size", "many"], "argument --batch-size: many is not a whole number"),
         (["--shots", "2"], "--shots"),
-        (["--template", "a photo"], "--template 'a photo' needs {} where the class name goes"),
-        (["nowhere.jpg"], "No pictures at nowhere.jpg"),
-        (["nowhere/**/*.jpg"], "No pictures at nowhere/**/*.jpg"),
-        (["--classes", "nowhere.txt"], "Can't read nowhere.txt"),
-        (["--classes", "nowhere.yaml"], "No file with class names at nowhere.yaml"),
+        (["--template", "a photo"], "--template is 'a photo': it needs {} where the class name goes"),
+        (["nowhere.jpg"], "No images at nowhere.jpg"),
+        (["nowhere/**/*.jpg"], "No images at nowhere/**/*.jpg"),
+        (["--classes", "nowhere.txt"], 'No file at "nowhere.txt"'),
+        (["--classes", "nowhere.yaml"], 'No file at "nowhere.yaml"'),
         (["--device", "cuda"], "finds no CUDA device"),
     ],
 )
@@ -323,9 +322,9 @@ def test_class_names_must_be_two_or_more_and_different(text, count, fails, tmp_p
     assert f"names.txt has {count}" in fails("--classes", tmp_path / "names.txt")
 
 
-def test_a_folder_without_pictures_is_named(fails, tmp_path):
+def test_a_folder_without_images_is_named(fails, tmp_path):
     (tmp_path / "notes.txt").touch()
-    assert f"No pictures at {tmp_path}" in fails(tmp_path)
+    assert f"No images at {tmp_path}" in fails(tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_refused_and_the_run_below_it_suggested(fails, trained, tmp_path):

@@ -1,89 +1,22 @@
-"""The command lines that the scripts and the Makefile produce, recorded by a stand-in for Python."""
+"""The command lines that the scripts of the protocols produce, recorded by a stand-in for Python."""
 
-import os
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.shell import ROOT, STAND_IN, VIT, Shell, command
+
 SCRIPTS = sorted(ROOT.glob("scripts/**/*.sh")) + [ROOT / ".ci/run"]
 TARGETS = "caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 TARGETS = TARGETS.split()
 VARIANTS = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
 
-# Records its arguments, "trains" by leaving a result.json, fails or is interrupted where the test says so.
-STAND_IN = """#!/usr/bin/env bash
-echo "$*" >> "$CALLS"
-if [[ -n ${FAIL_ON:-} && "$*" == *$FAIL_ON* ]]; then echo "Error: said so" >&2; exit "${FAIL_CODE:-1}"; fi
-if [[ "$*" == *"-m venv"* ]]; then mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; fi
-if [ -n "${WAIT:-}" ]; then trap "exit 130" INT; touch "$WAIT"; for i in {1..200}; do sleep 0.1; done; fi
-echo "epoch [1/1] batch [1/1] loss 1.0"
-echo "* accuracy: 50.0%"
-while (($#)); do
-  if [ "$1" = --output-dir ]; then mkdir -p "$2" && touch "$2/result.json"; fi
-  shift
-done
-"""
-
-
-class Shell:
-    """Runs scripts from a folder that is not the project's and keeps the stand-in's calls, a string each."""
-
-    def __init__(self, folder):
-        self.folder, self.output, self.calls_file = folder, folder / "out", folder / "calls"
-        self.python = folder / "python"
-        self.python.write_text(STAND_IN)
-        self.python.chmod(0o755)
-
-    def __call__(self, script, *args, **env):
-        return self.command("bash", ROOT / "scripts" / script, *args, **env)
-
-    def command(self, *words, **env):
-        process = self.start(*words, **env)
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
-
-    def start(self, *words, **env):
-        settings = {"PATH": os.environ["PATH"], "CALLS": self.calls_file, "PYTHON": self.python, "DATA": "/d"}
-        settings |= {"OUTPUT": self.output} | env
-        return subprocess.Popen(
-            [str(word) for word in words],
-            env={key: str(value) for key, value in settings.items()},
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-        )
-
-    @property
-    def calls(self):
-        text = self.calls_file.read_text() if self.calls_file.exists() else ""
-        return text.replace(f"{self.output}/", "").splitlines()
-
-    def finish(self, folder):
-        (self.output / folder).mkdir(parents=True)
-        (self.output / folder / "result.json").touch()
-
 
 @pytest.fixture
 def shell(tmp_path):
     return Shell(tmp_path)
-
-
-def command(dataset, seed, cfg, folder, classes, flags="", trainer="SkipTuning", shots=16):
-    return (
-        f"train.py --root /d --seed {seed} --trainer {trainer} "
-        f"--dataset-config-file configs/datasets/{dataset}.yaml "
-        f"--config-file configs/trainers/{trainer}/{cfg}.yaml "
-        f"--output-dir {folder} {flags}DATASET.NUM_SHOTS {shots} DATASET.SUBSAMPLE_CLASSES {classes}"
-    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -94,7 +27,7 @@ def test_script_is_valid_bash(script):
 def test_base2new_train_uses_the_base_classes_and_promptsrc_layout(shell):
     assert shell("skip/base2new_train.sh", "eurosat", "2").returncode == 0
     folder = "base2new/train_base/eurosat/shots_16/SkipTuning/vit_b16/seed2"
-    assert shell.calls == [command("eurosat", 2, "vit_b16", folder, "base")]
+    assert shell.calls == [command("eurosat", 2, VIT["base2new"], folder, "base")]
 
 
 def test_base2new_test_reads_the_matching_training_and_tests_new_classes(shell):
@@ -102,19 +35,19 @@ def test_base2new_test_reads_the_matching_training_and_tests_new_classes(shell):
     shell.finish(f"base2new/train_base/{run}")
     assert shell("skip/base2new_test.sh", "eurosat", "2").returncode == 0
     flags = f"--eval-only --model-dir base2new/train_base/{run} "
-    assert shell.calls == [command("eurosat", 2, "vit_b16", f"base2new/test_new/{run}", "new", flags)]
+    assert shell.calls == [command("eurosat", 2, VIT["base2new"], f"base2new/test_new/{run}", "new", flags)]
 
 
 def test_few_shot_takes_shots_as_argument_and_all_classes(shell):
     assert shell("skip/few_shot.sh", "dtd", "1", "4").returncode == 0
     folder = "few_shot/dtd/SkipTuning/vit_b16_few_shot_4shots/seed1"
-    assert shell.calls == [command("dtd", 1, "vit_b16_few_shot", folder, "all", shots=4)]
+    assert shell.calls == [command("dtd", 1, VIT["few_shot"], folder, "all", shots=4)]
 
 
 def test_xd_train_is_on_imagenet(shell):
     assert shell("skip/xd_train.sh", "3").returncode == 0
     folder = "imagenet/SkipTuning/vit_b16_xd_16shots/seed3"
-    assert shell.calls == [command("imagenet", 3, "vit_b16_xd", folder, "all")]
+    assert shell.calls == [command("imagenet", 3, VIT["xd"], folder, "all")]
 
 
 def test_xd_test_reads_the_imagenet_training(shell):
@@ -122,50 +55,129 @@ def test_xd_test_reads_the_imagenet_training(shell):
     assert shell("skip/xd_test.sh", "sun397", "3").returncode == 0
     flags = "--eval-only --model-dir imagenet/SkipTuning/vit_b16_xd_16shots/seed3 "
     folder = "evaluation/SkipTuning/vit_b16_xd_16shots/sun397/seed3"
-    assert shell.calls == [command("sun397", 3, "vit_b16_xd", folder, "all", flags)]
+    assert shell.calls == [command("sun397", 3, VIT["xd"], folder, "all", flags)]
 
 
 def test_the_embedded_dataset_gets_its_own_config_and_all_the_shots_it_has(shell):
     shell("skip/base2new_train.sh", "emoji", "1")
     folder = "base2new/train_base/emoji/shots_5/SkipTuning/embedded/seed1"
-    assert shell.calls == [command("emoji", 1, "embedded", folder, "base", shots=5)]
+    assert shell.calls == [command("emoji", 1, "embedded overlays/base2new", folder, "base", shots=5)]
 
 
 def test_environment_sets_config_shots_and_trainer(shell):
     shell("skip/base2new_train.sh", "dtd", "1", CFG="mine", SHOTS=4, TRAINER="FinetuneCLIP")
     folder = "base2new/train_base/dtd/shots_4/FinetuneCLIP/mine/seed1"
-    assert shell.calls == [command("dtd", 1, "mine", folder, "base", trainer="FinetuneCLIP", shots=4)]
+    assert shell.calls == [command("dtd", 1, "mine overlays/base2new", folder, "base", trainer="FinetuneCLIP", shots=4)]
 
 
 def test_the_folder_of_a_method_names_its_trainer(shell):
     assert shell("clip_adapter/base2new_train.sh", "eurosat", "2", PRESET="matched").returncode == 0
     folder = "base2new/train_base/eurosat/shots_16/CLIPAdapter/vit_b16_matched/seed2"
-    assert shell.calls == [command("eurosat", 2, "vit_b16_matched", folder, "base", trainer="CLIPAdapter")]
+    files = "vit_b16 overlays/base2new overlays/matched"
+    assert shell.calls == [command("eurosat", 2, files, folder, "base", trainer="CLIPAdapter")]
 
 
-def test_every_folder_of_a_method_has_a_trainer_of_its_name_with_all_presets():
-    untrained = {"tip_adapter"}  # nothing whose batch size and epochs could be matched
-    trainers = {path.name.lower(): path for path in (ROOT / "configs/trainers").iterdir()}
-    for link in (path for path in (ROOT / "scripts").iterdir() if path.is_symlink()):
-        presets = {path.stem for path in trainers[link.name.replace("_", "")].glob("*.yaml")}
-        recipes = [""] if link.name in untrained else ["", "_matched"]
-        for recipe in recipes:
-            files = f"embedded{recipe}", *(f"vit_b16{recipe}{protocol}" for protocol in ("", "_few_shot", "_xd"))
-            assert presets.issuperset(files), (link.name, files)
+def test_a_method_has_a_folder_of_its_name_with_the_protocols_and_no_ablation_of_skip_tuning():
+    trainers = {path.name.lower() for path in (ROOT / "configs/trainers").iterdir()}
+    folders = {path.name: path for path in (ROOT / "scripts").iterdir() if path.is_symlink()}
+    assert len(folders) >= 16 and {name.replace("_", "") for name in folders} <= trainers - {"skiptuning"}
+    verbs = {path.name for path in (ROOT / "scripts/protocols").iterdir()}
+    for folder in folders.values():
+        assert folder.readlink() == Path("protocols")
+    assert [name for name in verbs if name.startswith("ablate")] == ["ablate_lr.sh"]
+    assert verbs <= {path.name for path in (ROOT / "scripts/skip").iterdir()}
+
+
+def recipe_of(call):
+    return call.split("--config-file ")[1].split(" --output-dir")[0].replace("configs/", "").replace(".yaml", "")
+
+
+def test_a_preset_is_the_methods_own_file_or_the_overlay_and_the_embedded_model_has_its_own_matched(shell):
+    shell("skip/few_shot.sh", "dtd", "1", PRESET="paper")
+    shell("cocoop/base2new_train.sh", "emoji", "1", PRESET="matched")
+    shell("dept/xd_train.sh", "1", PRESET="coop")
+    shell("skip/base2new_train.sh", "emoji", "1", PRESET="recommended")
+    own = "trainers/SkipTuning/vit_b16 overlays/few_shot trainers/SkipTuning/paper"
+    matched = "trainers/CoCoOp/embedded overlays/base2new overlays/embedded_matched"
+    coop = "trainers/DePT/vit_b16 overlays/xd trainers/DePT/coop"
+    recommended = "trainers/SkipTuning/embedded overlays/base2new"
+    assert [recipe_of(call) for call in shell.calls] == [own, matched, coop, recommended]
+    folders = [call.split("--output-dir ")[1].split()[0] for call in shell.calls]
+    assert folders == [
+        "few_shot/dtd/SkipTuning/vit_b16_paper_few_shot_16shots/seed1",
+        "base2new/train_base/emoji/shots_5/CoCoOp/embedded_matched/seed1",
+        "imagenet/DePT/vit_b16_coop_xd_16shots/seed1",
+        "base2new/train_base/emoji/shots_5/SkipTuning/embedded/seed1",
+    ]
+
+
+def test_CFG_is_a_file_of_the_trainer_a_whole_name_or_a_path(shell):
+    (shell.folder / "my own.yaml").touch()
+    shell("skip/few_shot.sh", "custom", "1", CFG="embedded", PRESET="matched", DATA="pics")
+    shell("skip/base2new_train.sh", "dtd", "1", CFG="vit_b16_paper")
+    shell("skip/base2new_train.sh", "dtd", "1", CFG="./my own.yaml")
+    assert recipe_of(shell.calls[0]) == "trainers/SkipTuning/embedded overlays/few_shot overlays/embedded_matched"
+    assert recipe_of(shell.calls[1]) == "trainers/SkipTuning/vit_b16 overlays/base2new trainers/SkipTuning/paper"
+    assert recipe_of(shell.calls[2]) == f"{shell.folder}/./my own overlays/base2new"
+    assert "few_shot/custom/SkipTuning/embedded_matched_16shots/seed1 " in shell.calls[0]
+    assert "base2new/train_base/dtd/shots_16/SkipTuning/vit_b16_paper/seed1 " in shell.calls[1]
+    assert "base2new/train_base/dtd/shots_16/SkipTuning/my own/seed1 " in shell.calls[2]
+
+
+def test_what_follows_the_arguments_goes_to_train_py_and_options_keep_their_spaces(shell):
+    shell.python.write_text(STAND_IN.replace('echo "$*"', "printf '<%s>' \"$@\""))
+    shell("skip/base2new_train.sh", "dtd", "1", "OPTIM.LR", "1", OPTIONS="DATASET.TEMPLATE 'an image of a {}.' SEED 2")
+    assert shell.calls[0].endswith("<DATASET.TEMPLATE><an image of a {}.><SEED><2><OPTIM.LR><1>")
+    shell.calls_file.unlink()
+    shell("skip/few_shot.sh", "dtd", "1", "4", "--no-train", "OPTIM.LR", "1")
+    assert "<--no-train><OPTIM.LR><1><DATASET.NUM_SHOTS><4>" in shell.calls[0]
+    shell.calls_file.unlink()
+    shell("skip/xd_train.sh", "1", "OPTIM.LR", "1", OPTIONS="TRAINER.COOP.CTX_INIT ''")
+    assert shell.calls[0].endswith("<TRAINER.COOP.CTX_INIT><><OPTIM.LR><1>")
+
+
+def test_a_quote_that_is_not_closed_is_one_line(shell):
+    done = shell("skip/base2new_train.sh", "dtd", "1", OPTIONS="DATASET.TEMPLATE 'an image")
+    assert (done.returncode, shell.calls, len(done.stderr.splitlines())) == (2, [], 1)
+    assert "OPTIONS: DATASET.TEMPLATE 'an image" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "skip/few_shot.sh", "skip/ablate_omega.sh", "list.sh"])
+def test_another_shell_than_bash_is_one_line(shell, script):
+    if not shutil.which("dash"):
+        pytest.skip("needs dash, a shell that is not bash")
+    done = shell.command("dash", ROOT / "scripts" / script, "dtd", "1")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert f"bash {ROOT}/scripts/{script} dtd 1" in done.stderr
+
+
+def test_paths_are_seen_from_where_the_script_was_called_and_a_tilde_is_home(shell):
+    shell("skip/base2new_train.sh", "dtd", "1", DATA="~/d", OUTPUT="o", HOME=shell.folder)
+    assert f"--root {shell.folder}/d " in shell.calls[0] and f"--output-dir {shell.folder}/o/base2new" in shell.calls[0]
+    shell("skip/reproduce_base2new.sh", "dtd", SEEDS="1", DATA="d", OUTPUT="o")
+    assert all(f"--root {shell.folder}/d " in call for call in shell.calls[1:3])
+    assert shell.calls[3] == f"parse_test_res.py {shell.folder}/o/base2new"
+
+
+def test_commands_that_are_printed_work_where_the_script_was_called(shell):
+    done = shell.command("bash", "scripts/skip/base2new_test.sh", "dtd", "2", cwd=ROOT)
+    assert done.stderr.strip().endswith(": bash scripts/skip/base2new_train.sh dtd 2")
+    done = shell("skip/base2new_test.sh", "dtd", "2")
+    assert done.stderr.strip().endswith(f": bash {ROOT}/scripts/skip/base2new_train.sh dtd 2")
 
 
 def test_scripts_of_a_method_call_and_name_those_beside_them(shell):
     done = shell("coop/base2new_test.sh", "dtd", "2")
-    assert "bash scripts/coop/base2new_train.sh dtd 2" in done.stderr
+    assert f"bash {ROOT}/scripts/coop/base2new_train.sh dtd 2" in done.stderr
     done = shell("coop/reproduce_base2new.sh", "dtd", SEEDS="1", FAIL_ON="train_base")
-    assert "  bash scripts/coop/base2new_train.sh dtd 1" in done.stderr.splitlines()
+    assert f"  bash {ROOT}/scripts/coop/base2new_train.sh dtd 1" in done.stderr.splitlines()
     assert all("--trainer CoOp " in call for call in shell.calls[:-1])
 
 
 @pytest.mark.parametrize("script", ["base2new_train.sh", "few_shot.sh"])
 def test_the_embedded_dataset_comes_with_the_embedded_config(shell, script):
     shell(f"skip/{script}", "emoji", "1")
-    assert "--config-file configs/trainers/SkipTuning/embedded.yaml" in shell.calls[0]
+    assert "--config-file configs/trainers/SkipTuning/embedded.yaml " in shell.calls[0]
 
 
 def own_pictures(shell, stage, images, names="", template="", flags=""):
@@ -174,9 +186,9 @@ def own_pictures(shell, stage, images, names="", template="", flags=""):
     flags += f"DATASET.IMAGES {images} DATASET.CLASSNAMES {names} DATASET.TEMPLATE {template} "
     if stage != "few_shot":
         folder = f"base2new/{stage}/custom/shots_16/SkipTuning/vit_b16/seed1"
-    cfg = "vit_b16_few_shot" if stage == "few_shot" else "vit_b16"
+    files = VIT["few_shot"] if stage == "few_shot" else VIT["base2new"]
     classes = {"few_shot": "all", "train_base": "base", "test_new": "new"}[stage]
-    return command("custom", 1, cfg, folder, classes, flags).replace("--root /d", f"--root {shell.output}")
+    return command("custom", 1, files, folder, classes, flags).replace("--root /d", f"--root {shell.output}")
 
 
 def test_own_pictures_names_and_prompt_are_seen_from_where_the_script_was_called(shell):
@@ -216,7 +228,7 @@ def test_a_script_started_by_a_script_sees_own_pictures_in_the_same_place(shell)
 def test_wrong_arguments_end_with_a_usage_line(shell, script, args, usage):
     done = shell(f"skip/{script}", *args)
     assert (done.returncode, shell.calls, len(done.stderr.splitlines())) == (2, [], 1)
-    assert done.stderr.strip().endswith(f"bash scripts/skip/{script} {usage}".strip())
+    assert done.stderr.strip().endswith(f"bash {ROOT}/scripts/skip/{script} {usage}".strip())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +241,7 @@ def test_wrong_arguments_end_with_a_usage_line(shell, script, args, usage):
 def test_testing_before_training_says_which_command_is_missing(shell, script, args, first):
     done = shell(f"skip/{script}", *args)
     assert (done.returncode, shell.calls) == (1, [])
-    assert f"bash scripts/skip/{first}" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert f"bash {ROOT}/scripts/skip/{first}" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_failing_run_gives_the_script_its_exit_code(shell):
@@ -260,8 +272,8 @@ def test_reproduce_base2new_goes_on_after_a_failure_and_lists_it(shell):
     assert shell.calls[-1] == "parse_test_res.py base2new"
     listed = done.stderr[done.stderr.index("These runs failed") :].splitlines()[1:]
     assert listed == [
-        "  bash scripts/skip/base2new_train.sh dtd 1",
-        "  bash scripts/skip/base2new_test.sh dtd 1",
+        f"  bash {ROOT}/scripts/skip/base2new_train.sh dtd 1",
+        f"  bash {ROOT}/scripts/skip/base2new_test.sh dtd 1",
     ]
 
 
@@ -277,7 +289,7 @@ def test_reproduce_fails_when_the_table_is_incomplete(shell):
 def test_reproduce_few_shot_runs_five_shot_counts(shell):
     assert shell("skip/reproduce_few_shot.sh", "dtd", SEEDS="1").returncode == 0
     folders = [f"few_shot/dtd/SkipTuning/vit_b16_few_shot_{shots}shots/seed1" for shots in (1, 2, 4, 8, 16)]
-    assert [call.split()[12] for call in shell.calls[:-1]] == folders
+    assert [call.split("--output-dir ")[1].split()[0] for call in shell.calls[:-1]] == folders
 
 
 def test_reproduce_xd_trains_once_per_seed_and_tests_on_fourteen_datasets(shell):
@@ -292,126 +304,8 @@ def test_every_dataset_of_the_reproductions_has_a_config():
         assert (ROOT / f"configs/datasets/{name}.yaml").is_file()
 
 
-def test_demo_runs_three_methods_with_three_seeds_and_prints_the_table(shell):
-    done = shell("demo.sh")
-    assert done.returncode == 0, done.stderr
-    assert len(shell.calls) == 3 * 3 * 2 + 2
-    assert shell.calls[-1] == f"parse_test_res.py {shell.output} --html results.html"
-    lines = done.stdout.splitlines()
-    assert lines[4] == "[5/18] SkipTuning, seed 1, base classes: 50.0%"
-    assert lines[17] == "[18/18] SkipTuning, seed 3, new classes: 50.0%"
-
-
-def test_demo_a_second_time_prints_the_table_at_once(shell):
-    shell("demo.sh")
-    shell.calls_file.unlink()
-    assert shell("demo.sh").returncode == 0
-    assert shell.calls[1:] == [f"parse_test_res.py {shell.output} --html results.html"]
-
-
-def test_demo_without_the_pages_libraries_says_how_to_get_one(shell):
-    done = shell("demo.sh", FAIL_ON="find_spec")
-    assert done.returncode == 0 and shell.calls[-1] == f"parse_test_res.py {shell.output}"
-    assert f"As a page with figures: {shell.python} -m pip install plotly itables" in done.stdout.splitlines()[-1]
-
-
-def test_demo_shows_the_error_of_a_failing_run_and_stops(shell):
-    done = shell("demo.sh", FAIL_ON="FinetuneCLIP")
-    assert done.returncode == 1 and "Error: said so" in done.stderr
-    assert sum("train.py" in call for call in shell.calls) == 3
-
-
-def test_demo_says_after_ctrl_c_how_to_go_on(shell):
-    waiting = shell.folder / "waiting"
-    process = shell.start("bash", ROOT / "scripts/demo.sh", WAIT=waiting)
-    while not waiting.exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "same command" in err
-    assert len(shell.calls) == 1
-
-
-def test_demo_keeps_its_settings_whatever_the_environment_says(shell):
-    shell("demo.sh", TRAINER="Other", CFG="Other")
-    assert len(shell.calls) == 20 and not any("Other" in call for call in shell.calls)
-
-
-@pytest.fixture
-def project(shell):
-    """A folder with the Makefile, requirements and an empty demo script."""
-    for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
-        shutil.copy(ROOT / name, shell.folder)
-    (shell.folder / "scripts").mkdir()
-    (shell.folder / "scripts/demo.sh").write_text('echo "demo with $PYTHON"\n')
-    return shell
-
-
-def make(project, target, python=None):
-    return project.command("make", target, f"PYTHON={python or project.python}")
-
-
-def test_make_demo_sets_up_its_environment_once(project):
-    assert "demo with .venv/bin/python" in make(project, "demo").stdout
-    installs = [call for call in project.calls if "-r requirements.txt" in call]
-    assert len(installs) == 1
-    project.calls_file.unlink()
-    assert "demo with .venv/bin/python" in make(project, "demo").stdout and project.calls == []
-
-
-def test_make_installs_again_when_requirements_change(project):
-    make(project, "test")
-    project.calls_file.unlink()
-    later = (project.folder / ".venv/test.stamp").stat().st_mtime + 10
-    os.utime(project.folder / "requirements-test.txt", (later, later))
-    make(project, "test")
-    assert [call.split()[-1] for call in project.calls] == ["requirements-test.txt", "pytest"]
-
-
-def test_make_refuses_an_old_python(project):
-    done = make(project, "demo", python="false")
-    assert done.returncode != 0 and "Python 3.10 or newer is needed" in done.stderr
-    assert not (project.folder / ".venv").exists()
-
-
-def test_make_passes_on_the_exit_code_of_the_tests(project):
-    project.python.write_text(STAND_IN.replace("${FAIL_ON:-}", "${FAIL_ON:=-m pytest}"))
-    assert make(project, "test").returncode != 0
-
-
-def test_make_clean_keeps_results(project):
-    make(project, "demo")
-    (project.folder / "output").mkdir()
-    assert make(project, "clean").returncode == 0
-    assert (project.folder / "output").exists() and not (project.folder / ".venv").exists()
-
-
 def test_prec_sets_the_option_of_whichever_trainer_runs(shell):
     shell("coop/base2new_train.sh", "emoji", "1", PREC="bf16")
     shell("skip/base2new_train.sh", "emoji", "1", PREC="bf16", TRAINER="FinetuneCLIP", OPTIONS="SEED 7")
     assert shell.calls[0].endswith(" TRAINER.COOP.PREC bf16")
-    assert shell.calls[1].endswith(" TRAINER.SKIPTUNING.PREC bf16 SEED 7")
-
-
-def test_compare_runs_every_recipe_of_every_method_and_seed_and_prints_the_papers_tables(shell):
-    done = shell("compare.sh", "emoji", SEEDS="1 2", TRAINERS="CLIPAdapter ZeroshotCLIP")
-    assert done.returncode == 0, done.stderr
-    *calls, table = shell.calls
-    assert table == f"-m results.comparison {shell.output}"
-    trained = [call.split("--output-dir ")[1].split()[0] for call in calls if "--eval-only" not in call]
-    recipes = ["CLIPAdapter/embedded", "CLIPAdapter/embedded_matched", "CLIPAdapter/embedded_cached"]
-    recipes.append("ZeroshotCLIP/embedded")
-    folder = "base2new/train_base/emoji/shots_5"
-    assert trained == [f"{folder}/{recipe}/seed{seed}" for seed in "12" for recipe in recipes]
-    assert len(calls) == 2 * len(trained)  # each tested on the new classes, too
-
-
-def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
-    shell("compare.sh", "eurosat", SEEDS="1")
-    assert {call.split("--trainer ")[1].split()[0] for call in shell.calls[:-1]} == {
-        folder.name for folder in (ROOT / "configs/trainers").iterdir()
-    }
-    before = len(shell.calls)
-    shell("compare.sh", "eurosat", SEEDS="1")
-    assert len(shell.calls) == before + 1
+    assert shell.calls[1].endswith(" TRAINER.FINETUNECLIP.PREC bf16 SEED 7")

@@ -15,6 +15,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
+from .parts.trainer import COUNT, SHARE
 
 
 def extend_cfg(cfg):
@@ -39,6 +40,7 @@ class Adapter(nn.Sequential):
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(FrozenCLIP):
+    limits = {"ALPHA": SHARE, "REDUCTION": COUNT}
     frozen_texts = True
 
     def build(self):

@@ -30,6 +30,7 @@ from dassl.utils import UserError, write_atomic, write_json
 from .frozen import FrozenCLIP, add_options, template
 from .parts.prompts import embed
 from .parts.towers import embed_images, pool_images, pool_texts, run_images, run_texts
+from .parts.trainer import COUNT, POSITIVE, Limits
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")  # transformers' names, in the order of OpenAI's packed weight
@@ -66,6 +67,7 @@ class LowRank(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class CLIPLoRA(FrozenCLIP):
+    limits = {"R": COUNT, "ALPHA": POSITIVE, "DROPOUT": Limits(0, 0.999)}
     frozen_images = False
     per_step = True
 

@@ -16,6 +16,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.prompts import Context, random_vectors, word_vectors
+from .parts.trainer import COUNT
 
 
 def extend_cfg(cfg):
@@ -26,6 +27,8 @@ def extend_cfg(cfg):
 
 @TRAINER_REGISTRY.register()
 class CoCoOp(FrozenCLIP):
+    limits = {"N_CTX": COUNT}
+
     def build(self):
         options, width = self.options, self.clip_model.transformer.width
         joint = self.clip_model.visual.output_dim

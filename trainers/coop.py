@@ -12,7 +12,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.prompts import Context, random_vectors, word_vectors
-from .parts.trainer import check_choice
+from .parts.trainer import COUNT, check_choice
 
 
 def extend_cfg(cfg):
@@ -25,6 +25,8 @@ def extend_cfg(cfg):
 
 @TRAINER_REGISTRY.register()
 class CoOp(FrozenCLIP):
+    limits = {"N_CTX": COUNT}
+
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         check_choice("COOP", cfg.TRAINER.COOP, "CLASS_TOKEN_POSITION", ("end", "middle", "front"))

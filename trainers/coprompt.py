@@ -25,6 +25,7 @@ from .clip_adapter import Adapter
 from .frozen import FrozenCLIP, add_options
 from .maple import CoupledPrompts
 from .parts.prompts import embed
+from .parts.trainer import COUNT, SHARE, WEIGHT
 
 
 def extend_cfg(cfg):
@@ -68,6 +69,7 @@ def read_sentences(path, names):
 
 @TRAINER_REGISTRY.register()
 class CoPrompt(FrozenCLIP):
+    limits = {"N_CTX": COUNT, "PROMPT_DEPTH": COUNT, "LAMBDA": WEIGHT, "IMAGE_SHARE": SHARE, "TEXT_SHARE": SHARE}
     frozen_images = False
 
     def check_cfg(self, cfg):

@@ -22,7 +22,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
-from .parts.trainer import check_choice
+from .parts.trainer import POSITIVE, SHARE, check_choice
 
 HOSTS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC")
 
@@ -48,6 +48,8 @@ class Affine(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class DePT(FrozenCLIP):
+    limits = {"LAMBDA": SHARE, "LR_FACTOR": POSITIVE}
+
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         check_choice("DEPT", cfg.TRAINER.DEPT, "HOST", HOSTS)

@@ -25,11 +25,12 @@ import yaml
 from torch import Tensor, nn
 
 from dassl.config import Config
+from dassl.utils import UserError
 
 from .parts.cache import FeatureCache, TrainingLoader
 from .parts.prompts import embed, encode_image, encode_text
 from .parts.towers import in_microbatches
-from .parts.trainer import CLIPTrainer
+from .parts.trainer import OR_NONE, CLIPTrainer
 
 TEMPLATES = Path(__file__).parents[1] / "configs" / "templates.yaml"
 NOT_RANDOM = {"normalize", "center_crop"}  # transforms that give the same pixels every time
@@ -81,6 +82,13 @@ class FrozenCLIP(CLIPTrainer):
         """clip_model: one to share with another trainer, whose part this one is (dept.py); None: load it."""
         self.clip_model = clip_model
         super().__init__(cfg, data)
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        name = type(self).__name__.upper()
+        views = cfg.TRAINER[name].get("VIEWS", 0)
+        if not OR_NONE.hold(views):
+            raise UserError(f"TRAINER.{name}.VIEWS is {views!r}: it must be {OR_NONE}")
 
     def build_model(self):
         if self.clip_model is None:

@@ -12,6 +12,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.prompts import Context, word_vectors
+from .parts.trainer import WEIGHT
 
 
 def extend_cfg(cfg):
@@ -22,6 +23,8 @@ def extend_cfg(cfg):
 
 @TRAINER_REGISTRY.register()
 class KgCoOp(FrozenCLIP):
+    limits = {"W": WEIGHT}
+
     def build(self):
         self.teacher = self.hand_written("kgcoop")  # (C, E)
         return Context(self.clip_model, self.classnames, word_vectors(self.clip_model, self.options.CTX_INIT))

@@ -17,6 +17,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.prompts import DeepContext, check_depth
+from .parts.trainer import COUNT
 
 
 def extend_cfg(cfg):
@@ -45,6 +46,7 @@ class CoupledPrompts(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class MaPLe(FrozenCLIP):
+    limits = {"N_CTX": COUNT, "PROMPT_DEPTH": COUNT}
     frozen_images = False
 
     def build(self):

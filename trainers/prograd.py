@@ -16,6 +16,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options, template
 from .parts.prompts import Context, word_vectors
+from .parts.trainer import COUNT, POSITIVE, WEIGHT
 
 
 def extend_cfg(cfg):
@@ -35,6 +36,8 @@ def project(gradient, general, weight):
 
 @TRAINER_REGISTRY.register()
 class ProGrad(FrozenCLIP):
+    limits = {"N_CTX": COUNT, "LAMBDA": WEIGHT, "T": POSITIVE}
+
     def build(self):
         self.teacher = self.hand_written("prograd")  # (C, E)
         words = self.options.CTX_INIT or template(self.cfg.DATASET, "prograd").split("{}")[0]

@@ -21,6 +21,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.prompts import DeepContext, check_depth, random_vectors
+from .parts.trainer import COUNT, POSITIVE, WEIGHT
 
 
 def extend_cfg(cfg):
@@ -54,6 +55,7 @@ class IndependentPrompts(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class IVLP(FrozenCLIP):
+    limits = {"N_CTX_TEXT": COUNT, "N_CTX_VISION": COUNT, "PROMPT_DEPTH_TEXT": COUNT, "PROMPT_DEPTH_VISION": COUNT}
     frozen_images = False
 
     def build(self):
@@ -77,6 +79,14 @@ def epoch_weights(epochs, mean, std):
 
 @TRAINER_REGISTRY.register()
 class PromptSRC(IVLP):
+    limits = {
+        **IVLP.limits,
+        "TEXT_LOSS_WEIGHT": WEIGHT,
+        "IMAGE_LOSS_WEIGHT": WEIGHT,
+        "GPA_MEAN": WEIGHT,
+        "GPA_STD": POSITIVE,
+    }
+
     def build(self):
         self.average = {}  # running sum of the weighted prompts
         return super().build()

@@ -9,6 +9,7 @@ This file and the parts it imports need torch, Dassl and OpenAI's `clip` and not
 """
 
 import copy
+import re
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from .parts.cskip import keep_probability, masked_cross_entropy, sample_classes
 from .parts.lskip import cut, shallow_image, shallow_text
 from .parts.precision import moved_share, sample
 from .parts.towers import in_microbatches
-from .parts.trainer import CLIPTrainer, check_choice
+from .parts.trainer import OR_NONE, POSITIVE, WEIGHT, CLIPTrainer, Limits, check_choice
 
 CHOICES = {
     "SCOPE": ("image", "batch"),
@@ -56,6 +57,15 @@ def extend_cfg(cfg):
 
 @TRAINER_REGISTRY.register()
 class SkipTuning(CLIPTrainer):
+    limits = {
+        "OMEGA": OR_NONE,
+        "R": Limits(0, 1, above=True),
+        "LAMBDA": POSITIVE,
+        "MAX_TOP": OR_NONE,
+        "VIEWS": OR_NONE,
+        "CACHE_LIMIT": WEIGHT,
+        "IMAGE_LR": WEIGHT,
+    }
     model_name = "learnable_params"
     precisions = ("auto", "fp32", "bf16", "amp", "fp16_master", "fp16")
     cuda_precision = "amp"
@@ -68,9 +78,11 @@ class SkipTuning(CLIPTrainer):
         options = cfg.TRAINER[name]
         for key, allowed in CHOICES.items():
             check_choice(name, options, key, allowed)
-        for key in ("R", "LAMBDA"):
-            if not options[key] > 0:
-                raise UserError(f"TRAINER.{name}.{key} is {options[key]}: it must be above 0")
+        for prompt in (options.TEMPLATE, *options.TEMPLATES.values()):
+            if prompt and (prompt.count("{}") != 1 or re.search(r"[{}]", prompt.replace("{}", ""))):
+                raise UserError(
+                    f"TRAINER.{name} has the prompt {prompt!r}: it needs one {{}} where the class name goes"
+                )
         if options.PREC == "fp16" and cfg.OPTIM.NAME != "sgd":
             raise UserError(f"PREC fp16 is as released, with OPTIM.NAME sgd: {cfg.OPTIM.NAME} needs fp16_master")
 

@@ -22,6 +22,7 @@ from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options, template
 from .parts.prompts import embed, random_vectors
+from .parts.trainer import COUNT, OR_NONE, POSITIVE, WEIGHT
 
 
 def extend_cfg(cfg):
@@ -48,6 +49,8 @@ class ClassAware(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TCP(FrozenCLIP):
+    limits = {"N_CTX": COUNT, "BLOCK": OR_NONE, "W": WEIGHT, "ADAM_EPS": POSITIVE}
+
     def build(self):
         n, tower = self.options.N_CTX, self.clip_model.transformer
         last = len(tower.resblocks) - 1

@@ -21,6 +21,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options, template
 from .parts.class_rows import columns, make_room
+from .parts.trainer import COUNT, POSITIVE, WEIGHT
 
 
 def extend_cfg(cfg):
@@ -50,6 +51,7 @@ class Cache(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(FrozenCLIP):
+    limits = {"ALPHA": WEIGHT, "BETA": WEIGHT, "ALPHA_MAX": POSITIVE, "BETA_MAX": POSITIVE, "KEY_VIEWS": COUNT}
     frozen_texts = True
     learns = False
 

@@ -19,6 +19,7 @@ _C.INPUT.SIZE = (224, 224)  # height, width in pixels
 _C.INPUT.INTERPOLATION = "bilinear"
 _C.INPUT.TRANSFORMS = ()
 _C.INPUT.NO_TRANSFORM = False
+_C.INPUT.EXIF_TRANSPOSE = False  # turn images as their EXIF orientation says; CoOp does not
 _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
 _C.INPUT.RRCROP_SCALE = (0.08, 1.0)  # random_resized_crop: share of the area
@@ -57,6 +58,13 @@ _C.MODEL.INIT_WEIGHTS = ""
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
 _C.MODEL.BACKBONE.PRETRAINED = True
+# Facts of a CLIP in a bare file, which its weights don't show; empty: as the file or its configuration says.
+_C.MODEL.BACKBONE.LIKE = ""  # a model with the same facts, such as ViT-B/16
+_C.MODEL.BACKBONE.ACTIVATION = ""  # quick_gelu or gelu
+_C.MODEL.BACKBONE.VISION_HEADS = 0
+_C.MODEL.BACKBONE.TEXT_HEADS = 0
+_C.MODEL.BACKBONE.MEAN = ()  # of the pixels
+_C.MODEL.BACKBONE.STD = ()
 _C.MODEL.HEAD = CN()
 _C.MODEL.HEAD.NAME = ""
 

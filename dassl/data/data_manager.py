@@ -26,6 +26,7 @@ class DatasetWrapper(Dataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.exif_transpose = cfg.INPUT.get("EXIF_TRANSPOSE", False)  # a fork's own defaults lack it
         if self.k_tfm > 1 and transform is None:
             raise ValueError("Cannot transform the image several times because transform is None")
         self.to_tensor = self._plain_transform()
@@ -43,7 +44,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        img0 = read_image(item.impath)
+        img0 = read_image(item.impath, self.exif_transpose)
         if self.transform is None:
             output["img"] = img0
         elif isinstance(self.transform, list | tuple):

@@ -35,14 +35,20 @@ def describe(trainer):
         "shots": cfg.DATASET.NUM_SHOTS,
         "seed": cfg.SEED,
         "classnames": list(trainer.dm.dataset.classnames),
+        "split": _split(trainer.dm.dataset),
         "options": trainer.fixed_options(),
     }
+
+
+def _split(dataset):
+    """The hash that tells one set of images from another of the same name; None where a dataset has none."""
+    return None if getattr(dataset, "test_only", False) else getattr(dataset, "split_hash", None)
 
 
 def find_checkpoint(directory, name, epoch=None):
     """Path of `<directory>/<name>/model.pth.tar-<epoch>`; without an epoch the best one, else the last.
 
-    MissingFile says which epochs there are.
+    MissingFile says which epochs there are, or where else to look.
     """
     folder = os.path.join(directory, name)
     files = os.listdir(folder) if os.path.isdir(folder) else []
@@ -54,9 +60,21 @@ def find_checkpoint(directory, name, epoch=None):
         wanted = f"model.pth.tar-{epochs[-1]}"
     path = os.path.join(folder, wanted)
     if wanted not in files:
-        have = f"take --load-epoch {' or '.join(map(str, epochs))}" if epochs else "train one first"
+        have = f"take --load-epoch {' or '.join(map(str, epochs))}" if epochs else _elsewhere(directory, name)
         raise MissingFile(f'No model at "{path}"; {have}, or name another --model-dir')
     return path
+
+
+def _elsewhere(directory, name):
+    """What to do where `directory` has no models called `name`: they may lie one folder above or below it."""
+    if os.path.basename(os.path.normpath(directory)) == name:
+        return f'give --model-dir "{os.path.dirname(os.path.normpath(directory)) or "."}"'
+    folders = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    for folder in folders:
+        if os.path.isdir(os.path.join(directory, folder, name)):
+            return f'give --model-dir "{os.path.join(directory, folder)}"'
+    others = [folder for folder in folders if os.path.isfile(os.path.join(directory, folder, "checkpoint"))]
+    return f"it holds {others[0]}, a model of another trainer: set --trainer" if others else "train one first"
 
 
 def check_meta(path, theirs, ours):
@@ -72,6 +90,12 @@ def check_meta(path, theirs, ours):
                 f'"{path}" was trained with {key} {value}, this run has {ours["options"][key]};'
                 " set it to the same, or choose another --model-dir"
             )
+    splits = theirs.get("split"), ours["split"]
+    if theirs["dataset"] == ours["dataset"] and None not in splits and splits[0] != splits[1]:
+        raise UserError(
+            f'"{path}" was trained on other images of {ours["dataset"]} than this run has (their splits differ);'
+            " name the images of the training, or choose another --model-dir"
+        )
     if theirs["dataset"] != ours["dataset"] and theirs["subsample"] != "all":
         raise UserError(
             f'"{path}" was trained on the {theirs["subsample"]} classes of {theirs["dataset"]}, this run uses'
@@ -88,7 +112,7 @@ def identity(cfg):
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
     old, new = _parsed(path, theirs), yaml.safe_load(identity(cfg))
-    if new["OPTIM.STEPS_PER_SHOT"] > 0:  # MAX_EPOCH follows from it
+    if new.get("OPTIM.STEPS_PER_SHOT", 0) > 0:  # MAX_EPOCH follows from it
         old.pop("OPTIM.MAX_EPOCH", None)
         new.pop("OPTIM.MAX_EPOCH")
     changed = [

@@ -54,7 +54,7 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.train_seconds = self.test_seconds = self.extract_seconds = 0.0
         self.tested = None  # the split of the last test
-        self.memory = PeakMemory(on_cpu=cfg.TRAIN.MEASURE_MEMORY)
+        self.memory = PeakMemory(on_cpu=cfg.TRAIN.get("MEASURE_MEMORY", False))
         if data is None:
             self.build_data_loader()
         else:
@@ -83,7 +83,7 @@ class SimpleTrainer(TrainerBase):
 
     def set_epochs(self):
         """OPTIM.STEPS_PER_SHOT decides `max_epoch`; `cfg` becomes a copy whose OPTIM.MAX_EPOCH says so."""
-        steps = self.cfg.OPTIM.STEPS_PER_SHOT * max(self.cfg.DATASET.NUM_SHOTS, 1)
+        steps = self.cfg.OPTIM.get("STEPS_PER_SHOT", 0) * max(self.cfg.DATASET.NUM_SHOTS, 1)
         if steps <= 0 or self.train_loader_x is None:
             return
         self.max_epoch = math.ceil(steps / len(self.train_loader_x))
@@ -114,6 +114,9 @@ class SimpleTrainer(TrainerBase):
     def train(self):
         """All epochs, then the test. Without a registered model there is nothing to train, only to test."""
         self.check_final_model()
+        if self._models and getattr(self.dm.dataset, "test_only", False):
+            name = self.cfg.DATASET.NAME
+            raise UserError(f"{name} has images for tests only; train on another dataset, then test with --eval-only")
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch if self._models else 0):
             self.epoch = epoch

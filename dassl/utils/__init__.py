@@ -1,6 +1,7 @@
 from .command import Parser, exit_code
 from .errors import MissingFile, UnknownName, UserError, complete
 from .files import write_atomic, write_json
+from .images import read_image
 from .lock import FolderLock
 from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
@@ -14,7 +15,6 @@ from .tools import (
     listdir_nohidden,
     mkdir_if_missing,
     nearest,
-    read_image,
     set_random_seed,
     tolist_if_not,
 )

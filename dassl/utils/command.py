@@ -6,6 +6,9 @@ import traceback
 
 from .errors import UserError
 
+# How PyTorch says that shared memory is full, in the message of a RuntimeError.
+NO_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
+
 
 class Parser(argparse.ArgumentParser):
     """Raises UserError for what it can't parse, which names the command's help; `prog` is the whole command."""
@@ -31,6 +34,11 @@ def exit_code(run, interrupted, *, after_os_error="", traceback_to=None, error_c
     except OSError as error:
         message, code = f"{error}; {after_os_error}" if after_os_error else str(error), error_code
     except Exception as error:
+        if "DataLoader worker" in str(error) and any(sign in str(error) for sign in NO_SHARED_MEMORY):
+            message = "the shared memory (/dev/shm) is too small for the workers that read images;"
+            message += " set DATALOADER.NUM_WORKERS 0, or give the container a larger --shm-size"
+            print("Error:", message, file=sys.stderr)
+            return error_code
         if traceback_to is None:
             raise
         traceback.print_exc(file=traceback_to)

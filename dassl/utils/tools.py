@@ -9,9 +9,8 @@ import warnings
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 
-from .errors import MissingFile, UnknownName, UserError
+from .errors import UnknownName
 
 
 def nearest(name, names):
@@ -53,19 +52,6 @@ def check_isfile(fpath):
 def listdir_nohidden(path, sort=False):
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
-
-
-def read_image(path):
-    """The image at `path` as RGB. UserError names the file if it is missing or does not decode."""
-    try:
-        image = Image.open(path)
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
-    except FileNotFoundError as error:
-        raise MissingFile(f'No image at "{path}"; docs/DATASETS.md says where each file belongs') from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f'Cannot read the image "{path}" ({reason}); copy or download it again') from error
 
 
 def tolist_if_not(x):

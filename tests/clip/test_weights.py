@@ -1,14 +1,12 @@
 import errno
 import hashlib
 import os
-import pickle
 import random
 import re
 import threading
 import warnings
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -208,152 +206,13 @@ def test_runs_started_together_download_once(serve, server, tmp_path):
     assert (tmp_path / "model.pt").read_bytes() == CONTENT
 
 
-# ---- reading ----
-
-
-@pytest.fixture
-def state_dict(make_clip):
-    return make_clip(vocab_size=600).state_dict()
+# ---- the embedded model ----
 
 
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
-
-
-def test_state_dicts_checkpoints_and_safetensors_are_read(state_dict, tmp_path):
-    torch.save(state_dict, tmp_path / "plain.pt")
-    torch.save({"state_dict": state_dict, "epoch": 3}, tmp_path / "model.pth.tar-3")
-    save_file(state_dict, tmp_path / "model.safetensors")
-    for name in ["plain.pt", "model.pth.tar-3", "model.safetensors"]:
-        assert_same(read_state_dict(tmp_path / name), state_dict)
-        assert_same(read_state_dict(str(tmp_path / name)), state_dict)
-
-
-def torchscript(model, path):
-    """Saves what OpenAI saves: a traced model that holds three integers beside its weights."""
-    del model.context_length, model.vocab_size
-    for name, value in dict(input_resolution=32, context_length=77, vocab_size=600).items():
-        model.register_buffer(name, torch.tensor(value))
-    text = torch.zeros(1, 77, dtype=torch.long)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.trace(model, (torch.zeros(1, 3, 32, 32), text), check_trace=False).save(str(path))
-
-
-def test_a_torchscript_archive_is_read_quietly_and_builds_the_model(make_clip, tmp_path):
-    model = make_clip(vocab_size=600)
-    expected = model.state_dict()
-    torchscript(model, tmp_path / "jit.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = read_state_dict(tmp_path / "jit.pt")
-    assert_same(build_model(found).state_dict(), build_model(expected).state_dict())
-    scalars = {key: int(found.pop(key)) for key in ("input_resolution", "context_length", "vocab_size")}
-    assert scalars == dict(input_resolution=32, context_length=77, vocab_size=600)
-    assert_same(found, expected)
-
-
-@pytest.mark.parametrize("name", ["plain.pt", "jit.pt", "model.safetensors"])
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
-def test_an_incomplete_file_is_one_line_that_names_it(make_clip, tmp_path, name, keep):
-    model, path = make_clip(vocab_size=600), tmp_path / name
-    if name == "jit.pt":
-        torchscript(model, path)
-    elif name == "plain.pt":
-        torch.save(model.state_dict(), path)
-    else:
-        save_file(model.state_dict(), path)
-    os.truncate(path, int(keep * path.stat().st_size))
-    with pytest.raises(WeightsError, match=re.escape(str(path))) as caught:
-        read_state_dict(path)
-    assert "incomplete" in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"<html>sign in first</html>", b"PK\x03\x04", CONTENT[:5000]])
-def test_a_file_that_is_something_else_is_one_line_that_names_it(tmp_path, content):
-    path = tmp_path / "model.pt"
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match=re.escape(str(path))) as caught:
-        read_state_dict(path)
-    assert "\n" not in str(caught.value)
-
-
-class Sly:
-    def __reduce__(self):
-        return os.mkdir, ("pwned",)
-
-
-def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Sly()}, "sly.pt")
-    with pytest.raises(WeightsError, match=r"sly\.pt"):
-        read_state_dict("sly.pt")
-    assert not (tmp_path / "pwned").exists()
-
-
-@pytest.mark.parametrize("content", [[1, 2], 3, {"state_dict": 5}, {"epoch": 3}, torch.zeros(2)])
-def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(WeightsError, match=r"other\.pt holds no state dict"):
-        read_state_dict(tmp_path / "other.pt")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=f"no weights file at {tmp_path}/absent.pt"):
-        read_state_dict(tmp_path / "absent.pt")
-
-
-# ---- load ----
-
-
-def test_load_takes_a_path_and_returns_the_model_with_its_transform(make_clip, tmp_path):
-    state_dict = make_clip().state_dict()
-    torch.save(state_dict, tmp_path / "own.pt")
-    model, preprocess = clip.load(str(tmp_path / "own.pt"), device="cpu")
-    assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
-    assert torch.equal(model.visual.ln_pre.weight, state_dict["visual.ln_pre.weight"])
-    pixels = preprocess(Image.new("L", (50, 40), 255))
-    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
-    white = (1 - torch.tensor(clip.clip.PIXEL_MEAN)) / torch.tensor(clip.clip.PIXEL_STD)
-    torch.testing.assert_close(pixels, white[:, None, None].expand(3, 32, 32))
-
-
-def test_load_downloads_a_name_to_the_given_folder(make_clip, tmp_path, monkeypatch):
-    torch.save(make_clip(vocab_size=600).state_dict(), tmp_path / "model.pt")
-    sha256 = hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
-    (tmp_path / sha256).mkdir()
-    (tmp_path / "model.pt").rename(tmp_path / sha256 / "model.pt")
-    monkeypatch.setitem(_MODELS, "ViT-B/16", (tmp_path / sha256 / "model.pt").as_uri())
-    model, _ = clip.load("ViT-B/16", device="cpu", download_root=str(tmp_path / "cache"))
-    assert model.vocab_size == 600 and (tmp_path / "cache" / "model.pt").is_file()
-
-
-def test_load_refuses_weights_that_are_no_vit_clip_in_one_line_that_names_the_file(make_clip, tmp_path):
-    resnet = {"visual.layer1.0.conv1.weight": torch.zeros(1)}
-    image_tower = {key: value for key, value in make_clip().state_dict().items() if key.startswith("visual.")}
-    without_bias = {key: value for key, value in make_clip().state_dict().items() if key != "ln_final.bias"}
-    for name, state_dict in {"resnet.pt": resnet, "tower.pt": image_tower, "bias.pt": without_bias}.items():
-        torch.save(state_dict, tmp_path / name)
-        with pytest.raises(WeightsError, match=re.escape(f"{tmp_path / name} doesn't hold")) as caught:
-            clip.load(str(tmp_path / name), device="cpu")
-        assert "\n" not in str(caught.value)
-
-
-def test_the_transform_equals_open_clips_and_can_be_pickled():
-    ours = pickle.loads(pickle.dumps(clip.clip._transform(64)))
-    theirs = open_clip.image_transform(
-        64, is_train=False, mean=clip.clip.PIXEL_MEAN, std=clip.clip.PIXEL_STD, interpolation="bicubic"
-    )
-    noise = random.Random(1).randbytes(3 * 90 * 130)
-    for size in [(90, 130), (130, 90)]:
-        image = Image.frombytes("RGB", size, noise)
-        torch.testing.assert_close(ours(image), theirs(image))
-    assert ours(Image.new("RGBA", (70, 80))).shape == ours(Image.new("P", (64, 64))).shape == (3, 64, 64)
-
-
-# ---- the embedded model ----
 
 
 USED_ROWS = [49407, 320, 49406, 5, 320, 1929]
@@ -458,3 +317,45 @@ def test_the_embedded_model_in_the_repository_has_the_promised_shape_and_size(tm
         image = preprocess(Image.new("RGB", (64, 64), "red"))[None]
         logits, _ = model(image, clip.tokenize(["a red icon.", "a photo of a dog."]))
     assert image.shape == (1, 3, 64, 64) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("damage", ["tampered", "cut short", "another thing"])
+def test_what_lies_in_the_cache_is_compared_with_the_embedded_model(embedded, damage):
+    path = Path(_download(_MODELS[EMBEDDED_NAME]))
+    state_dict = torch.load(path)
+    if damage == "tampered":
+        torch.save(state_dict | {"visual.proj": -state_dict["visual.proj"]}, path)
+    elif damage == "cut short":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.write_bytes(b"<html>")
+    model, _ = clip.load(EMBEDDED_NAME, device="cpu")  # reads the embedded file itself
+    assert torch.equal(model.visual.proj, embedded[1]["visual.proj"].half().float())
+    assert _download(_MODELS[EMBEDDED_NAME]) == str(path)
+    assert_same(torch.load(path), state_dict)
+
+
+def test_loading_the_embedded_model_needs_no_cache(embedded, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLIP_CACHE", str(tmp_path / "file/cache"))
+    model, _ = clip.load(EMBEDDED_NAME, device="cpu")
+    assert model.facts == clip.facts(EMBEDDED_NAME)
+    with pytest.raises(WeightsError, match="Can't write weights to .*/file/cache .*set CLIP_CACHE to another folder"):
+        _download(_MODELS[EMBEDDED_NAME])
+
+
+def test_a_full_cache_is_one_line_and_nothing_is_left(embedded, tmp_path, monkeypatch):
+    def full(_, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0\nframes")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(WeightsError, match=r"Can't write weights to .*: make room, or set CLIP") as caught:
+        _download(_MODELS[EMBEDDED_NAME])
+    assert "\n" not in str(caught.value) and list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cant_be_written_is_one_line(serve, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match="Can't write weights to .*/file/cache .*make room, or set CLIP_CACHE"):
+        _download(serve(), root=tmp_path / "file/cache")

@@ -58,6 +58,17 @@ def test_a_missing_model_says_what_there_is_and_what_to_do(cfg, tmp_path):
         assert "--model-dir" in str(caught.value)
 
 
+def test_a_model_dir_too_high_too_deep_or_of_another_trainer_is_put_right(cfg, tmp_path):
+    trainer = build_trainer(cfg)
+    trainer.save_model(1, cfg.OUTPUT_DIR)
+    for directory in (str(tmp_path), f"{cfg.OUTPUT_DIR}/net", f"{cfg.OUTPUT_DIR}/net/"):
+        with pytest.raises(UserError, match=f'give --model-dir "{cfg.OUTPUT_DIR}"'):
+            trainer.load_model(directory)
+    os.rename(f"{cfg.OUTPUT_DIR}/net", f"{cfg.OUTPUT_DIR}/prompt_learner")
+    with pytest.raises(UserError, match="it holds prompt_learner, a model of another trainer: set --trainer"):
+        trainer.load_model(cfg.OUTPUT_DIR)
+
+
 @pytest.mark.parametrize(
     "change, parts",
     [

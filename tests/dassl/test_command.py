@@ -38,6 +38,20 @@ def test_an_error_is_one_line_on_stderr_and_an_exit_code(error, code, line, caps
     assert ("in run" in log.getvalue()) == isinstance(error, RuntimeError)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. Perhaps workers are out of shared memory.",
+        "Caught RuntimeError in DataLoader worker process 0.\nTraceback\nunable to write to file </torch_1_2>:"
+        " No space left on device (28)",
+    ],
+)
+def test_too_little_shared_memory_is_one_line_that_says_what_to_do(message, capsys):
+    assert exit_code(failing(RuntimeError(message)), "again") == 1
+    error = capsys.readouterr().err
+    assert "NUM_WORKERS 0" in error and "--shm-size" in error and error.count("\n") == 1
+
+
 def test_a_bug_is_raised_where_nobody_asks_for_its_traceback():
     with pytest.raises(RuntimeError, match="a bug"):
         exit_code(failing(RuntimeError("a bug")), "again")

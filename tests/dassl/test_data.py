@@ -84,6 +84,19 @@ def test_empty_sets_and_empty_classes_are_user_errors(items, train, test, text):
     assert text in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("label", [0.7, -1, "1", None, True])
+def test_a_label_that_is_no_class_number_is_named(items, label):
+    items[3]._label = label
+    with pytest.raises(UserError, match=rf'image.png" has the label {label!r}, no class number'):
+        DatasetBase(train_x=items, test=items)
+
+
+def test_a_label_far_too_high_is_named_at_once(items):
+    items[3]._label = 10**15  # a list of all classes below it would not fit into memory
+    with pytest.raises(UserError, match=r'class 3 "\?", 4 "\?", 5 "\?" and 999999999999994 more of DatasetBase'):
+        DatasetBase(train_x=items, test=items)
+
+
 def test_the_manager_builds_loaders_and_a_summary(cfg, capsys):
     dm = DataManager(cfg)
     out = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """A run that was killed, and the same command again."""
 
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from dassl.engine import build_trainer, checkpoint
+from dassl.engine.result import write_result
 from dassl.utils import UserError, set_random_seed
 from tests.dassl.conftest import assert_same, interrupted, weights
 
@@ -70,6 +72,12 @@ def test_progress_of_its_own_comes_before_what_another_folder_has(cfg, tmp_path)
     assert trainer.start_epoch == 3
 
 
+def files_of(cfg):
+    """All files of a run but TensorBoard's, which are named after the time."""
+    paths = Path(cfg.OUTPUT_DIR).rglob("*")
+    return [path for path in paths if path.is_file() and "tensorboard" not in path.parts]
+
+
 @pytest.mark.parametrize(
     "options", [["OPTIM.MAX_EPOCH", 1], ["TRAIN.CHECKPOINT_FREQ", 1], ["TEST.FINAL_MODEL", "best_val"]]
 )
@@ -78,7 +86,7 @@ def test_a_kill_between_the_first_checkpoint_and_the_end_of_its_epoch_loses_noth
 ):
     cfg.merge_from_list(options)
     build_trainer(cfg).train()
-    whole = {path.name: path.read_bytes() for path in Path(cfg.OUTPUT_DIR).rglob("*") if path.is_file()}
+    whole = {path.name: path.read_bytes() for path in files_of(cfg)}
     cfg.OUTPUT_DIR = str(tmp_path / "killed")
     set_random_seed(1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -89,11 +97,61 @@ def test_a_kill_between_the_first_checkpoint_and_the_end_of_its_epoch_loses_noth
     again = build_trainer(cfg)
     again.train()
     assert again.start_epoch == 0
-    files = {path.name: path for path in Path(cfg.OUTPUT_DIR).rglob("*") if path.is_file()}
+    files = {path.name: path for path in files_of(cfg)}
     assert files.keys() == whole.keys()
     for name in whole:
         if name.startswith("model"):
             assert files[name].read_bytes() == whole[name]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def killed_at_rename(cfg, number, monkeypatch):
+    """Run `cfg` until the rename with this number, which does not happen any more; whether there was one."""
+    renames = itertools.count()
+    rename = os.replace
+
+    def replace(source, target):
+        if next(renames) == number:
+            raise Killed
+        rename(source, target)
+
+    set_random_seed(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        try:
+            write_result(run(cfg))
+        except Killed:
+            return True
+    return False
+
+
+def run(cfg):
+    trainer = build_trainer(cfg)
+    trainer.train()
+    return trainer
+
+
+def test_a_kill_before_any_file_gets_its_name_changes_no_byte(cfg, tmp_path, monkeypatch):
+    cfg.merge_from_list(["OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1])
+    write_result(run(cfg))
+    whole = {path.name: path.read_bytes() for path in files_of(cfg)}
+    number = 0
+    while True:
+        cfg.OUTPUT_DIR = str(tmp_path / f"killed{number}")
+        if not killed_at_rename(cfg, number, monkeypatch):
+            break
+        set_random_seed(1)
+        write_result(run(cfg))
+        files = {path.name: path for path in files_of(cfg)}
+        assert files.keys() == whole.keys()
+        assert all(
+            files[name].read_bytes() == whole[name] for name in whole if name.startswith(("model", "checkpoint"))
+        )
+        number += 1
+    assert number == 8  # resume.pt three times, two checkpoints, twice what names them, result.json
 
 
 def damage(cfg, change):

@@ -101,6 +101,9 @@ def test_files_of_every_mode_come_out_as_from_pillow(options, tmp_path, kind, tr
     image.save(path, **extra)
 
     expected = Image.open(path).convert("RGB")
+    if kind == "I;16":  # Pillow clips to white what is above 255
+        eight = np.round(np.asarray(image) / 257).astype(np.uint8)
+        expected = Image.fromarray(eight).convert("RGB")
     assert np.array_equal(read_image(path), expected) and read_image(path).size == (60, 45)
     made = []
     for transform in (build_transform(options, is_train=train), plain(train)):

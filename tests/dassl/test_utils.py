@@ -9,7 +9,6 @@ from dassl.utils import (
     AverageMeter,
     Logger,
     MetricMeter,
-    MissingFile,
     Registry,
     UserError,
     check_availability,
@@ -19,7 +18,6 @@ from dassl.utils import (
     load_checkpoint,
     load_pretrained_weights,
     nearest,
-    read_image,
     read_json,
     resume_from_checkpoint,
     save_checkpoint,
@@ -134,15 +132,6 @@ def test_small_helpers_behave_as_upstream(tmp_path, monkeypatch):
     first = torch.rand(2)
     set_random_seed(3)
     assert torch.equal(first, torch.rand(2))
-
-
-def test_a_broken_image_is_named(tmp_path):
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(b"\xff\xd8\xff not a picture")
-    with pytest.raises(UserError, match="broken.jpg"):
-        read_image(path)
-    with pytest.raises(MissingFile, match="nowhere.jpg.*DATASETS.md"):
-        read_image(tmp_path / "nowhere.jpg")
 
 
 def test_checkpoints_come_back_without_dataparallel_prefixes(tmp_path, capsys):

@@ -1,215 +1,22 @@
-"""python -m datasets.fetch against a server on this machine; the catalogue's own entries at the end."""
+"""python -m datasets.fetch against a server on this machine."""
 
-import hashlib
 import io
 import json
 import re
 import shutil
 import sys
-import tarfile
 import types
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pytest
 
-from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError
 from dassl.utils import download as downloader
-from dassl.utils.download import download_file, part_of
 from datasets import fetch, sources
 from datasets.dtd import DescribableTextures
-from datasets.eurosat import EuroSAT
-from datasets.imagenet import ImageNet
 from datasets.published import Published, lines_hash, picks_hash, split_problem
-from datasets.splits import read_split, select_shots, split_hash
-
-PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota\n exceeded</title></head></html>"
-SPLIT = {part: [[f"River/River_{n}.jpg", 0, "River"]] for n, part in enumerate(["train", "val", "test"])}
-IMAGES = {f"River/River_{n}.jpg": bytes([n]) * 50_000 for n in range(3)}
-
-
-def zipped(files):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def tarred(files, mode="w:gz"):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def under(folder, files=IMAGES):
-    return {f"{folder}/{name}": content for name, content in files.items()}
-
-
-def hashes(content, *algorithms):
-    return {"size": len(content)} | {name: hashlib.new(name, content).hexdigest() for name in algorithms}
-
-
-@pytest.fixture
-def world(server, tmp_path, monkeypatch):
-    """A catalogue with one small dataset whose archive and split the server has; returns a namespace of it all."""
-    archive, split = zipped(under("2750")), json.dumps(SPLIT).encode()
-    (tmp_path / "made.json").write_bytes(split)
-    eurosat = {
-        "name": "EuroSAT",
-        "licence": "MIT",
-        "unpacked": 200_000,
-        "files": ["split_zhou_EuroSAT.json"],
-        "images": {"2750": ["EuroSAT_RGB"]},
-        "sources": [{"official": [{"url": server.put("EuroSAT.zip", archive)} | hashes(archive, "sha256", "md5")]}],
-    }
-    split_file = {"sources": [{"mirror": {"url": server.put("split.json", split)}}]}
-    facts = Published(1, {"train": 1, "val": 1, "test": 1}, split_hash(read_split(tmp_path / "made.json")))
-    monkeypatch.setattr(EuroSAT, "published", facts)
-    catalogue = {"datasets": {"eurosat": eurosat}, "files": {"split_zhou_EuroSAT.json": split_file}}
-    monkeypatch.setattr(sources, "catalogue", lambda: catalogue)
-    monkeypatch.setattr(sources, "DRIVE_URL", f"{server.base}/drive-")
-    root = tmp_path / "data"
-    return types.SimpleNamespace(
-        server=server, archive=archive, entry=eurosat, split_file=split_file, catalogue=catalogue, root=root,
-        folder=root / "eurosat",
-    )  # fmt: skip
-
-
-def run(world, *arguments):
-    return fetch.main([*arguments, "--root", str(world.root)])
-
-
-def files_in(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def assert_complete(world):
-    expected = under("2750") | {"split_zhou_EuroSAT.json": json.dumps(SPLIT).encode()}
-    assert files_in(world.folder) == expected
-
-
-# ---- one file ----------------------------------------------------------------------------------------------
-
-CONTENT = bytes(range(256)) * 1000
-
-
-def get(url, target, content=CONTENT):
-    download_file(url, target, lambda path: None if path.read_bytes() == content else "is wrong")
-    assert target.read_bytes() == content and not part_of(target).exists()
-
-
-def test_a_good_answer_is_stored_under_its_name(server, tmp_path):
-    get(server.put("file", CONTENT), tmp_path / "file")
-    assert server.ranges("file") == [None]
-
-
-def test_truncated_answers_are_taken_up_where_they_ended(server, tmp_path):
-    get(server.put("file", CONTENT, {"cut": 1000}, {"cut": 500}), tmp_path / "file")
-    assert server.ranges("file") == [None, "bytes=1000-", "bytes=1500-"]
-
-
-def test_a_server_that_ignores_ranges_is_read_from_the_start(server, tmp_path):
-    part_of(tmp_path / "file").write_bytes(CONTENT[:1000])
-    get(server.put("file", CONTENT, {"no_range": True}), tmp_path / "file")
-
-
-def test_a_server_that_sends_another_range_is_not_believed(server, tmp_path):
-    part_of(tmp_path / "file").write_bytes(CONTENT[:1000])
-    wrong = {"headers": {"Content-Range": "bytes 0-10/11"}}
-    get(server.put("file", CONTENT, wrong), tmp_path / "file")
-    assert server.ranges("file") == ["bytes=1000-", None]
-
-
-def test_a_slow_server_is_asked_again_after_a_while_and_goes_on(server, tmp_path, monkeypatch):
-    def patient(_):
-        monkeypatch.setattr(downloader, "TIMEOUT", 30)  # the second answer comes, however slow this machine is
-
-    monkeypatch.setattr(downloader, "TIMEOUT", 1)
-    monkeypatch.setattr(downloader, "time", types.SimpleNamespace(sleep=patient))
-    get(server.put("file", CONTENT, {"cut": 1000, "stall": True}), tmp_path / "file")
-    assert server.ranges("file") == [None, "bytes=1000-"]
-
-
-def test_redirects_are_followed(server, tmp_path):
-    server.put("file", CONTENT)
-    get(server.put("old", b"", {"status": 302, "headers": {"Location": "/file"}}), tmp_path / "file")
-
-
-def test_a_redirect_loop_ends_with_an_error(server, tmp_path):
-    turn = {"status": 302, "headers": {"Location": "/loop"}}
-    with pytest.raises(UserError, match="infinite loop"):
-        get(server.put("loop", b"", *[turn] * 20), tmp_path / "file")
-
-
-def test_a_redirect_from_https_to_http_is_refused():
-    request = types.SimpleNamespace(type="https", full_url="https://a.org/x")
-    with pytest.raises(UserError, match="https://a.org/x leads to http://b.org, which is not encrypted"):
-        downloader._KeepHttps().redirect_request(request, None, 302, "", {}, "http://b.org")
-
-
-@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/html; charset=utf-8"}])
-def test_a_web_page_is_recognised_named_and_never_stored(server, tmp_path, headers):
-    with pytest.raises(UserError, match='answered with a web page "Google Drive - Quota exceeded" instead of the file'):
-        get(server.put("file", PAGE, {"headers": headers}), tmp_path / "file")
-    assert list(tmp_path.iterdir()) == [] and len(server.log) == 1
-
-
-def test_a_web_page_does_not_destroy_what_was_downloaded_before(server, tmp_path):
-    part_of(tmp_path / "file").write_bytes(CONTENT[:1000])
-    url = server.put("file", CONTENT, {"body": PAGE, "no_range": True})
-    with pytest.raises(UserError, match="web page"):
-        get(url, tmp_path / "file")
-    get(url, tmp_path / "file")
-    assert server.ranges("file") == ["bytes=1000-"] * 2
-
-
-def test_a_missing_file_is_not_asked_for_again(server, tmp_path):
-    with pytest.raises(UserError, match=f"can't download {server.base}/nothing.*404.*run again"):
-        get(f"{server.base}/nothing", tmp_path / "file")
-    assert len(server.log) == 1
-
-
-def test_a_busy_server_gets_the_time_it_asks_for(server, tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(downloader, "time", types.SimpleNamespace(sleep=waits.append))
-    past = {"status": 429, "headers": {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}}
-    get(
-        server.put("file", CONTENT, {"status": 429, "headers": {"Retry-After": "7"}}, {"status": 429}, past),
-        tmp_path / "f",
-    )
-    assert waits == [7, 0, 0] and len(server.log) == 4
-
-
-def test_a_server_that_asks_for_an_hour_is_given_up_with_its_wish(server, tmp_path):
-    with pytest.raises(UserError, match=r"429.*left alone for 3600 s.*run again"):
-        get(server.put("file", CONTENT, {"status": 429, "headers": {"Retry-After": "3600"}}), tmp_path / "file")
-    assert len(server.log) == 1
-
-
-def test_tries_back_off_and_end(server, tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(downloader, "WAIT_SECONDS", 1.0)
-    monkeypatch.setattr(downloader, "time", types.SimpleNamespace(sleep=waits.append))
-    with pytest.raises(UserError, match="503"):
-        get(server.put("file", CONTENT, *[{"status": 503}] * 9), tmp_path / "file")
-    assert waits == [1, 2, 4]
-
-
-def test_a_corrupt_file_is_removed_and_the_next_run_starts_fresh(server, tmp_path):
-    url = server.put("file", CONTENT, {"body": CONTENT[:-1] + b"?"})
-    with pytest.raises(UserError, match="is wrong: it was deleted"):
-        get(url, tmp_path / "file")
-    assert list(tmp_path.iterdir()) == []
-    get(url, tmp_path / "file")
-
+from datasets.splits import read_split, select_shots
+from tests.datasets.fetching import IMAGES, PAGE, SPLIT, assert_complete, files_in, run, tarred, under, zipped
 
 # ---- a dataset ---------------------------------------------------------------------------------------------
 
@@ -503,10 +310,14 @@ def test_archives_of_any_shape_end_in_the_expected_folders(world, layout):
 
 
 @pytest.mark.parametrize("place", ["EuroSAT_RGB", "2750/2750", "eurosat/2750", "2750-outer/2750"])
-def test_what_the_user_has_unpacked_elsewhere_is_moved_and_not_downloaded(world, place):
+def test_what_the_user_has_unpacked_elsewhere_is_moved_and_not_downloaded(world, place, capsys, monkeypatch):
     for name, content in IMAGES.items():
         (world.folder / place / name).parent.mkdir(parents=True, exist_ok=True)
         (world.folder / place / name).write_bytes(content)
+    monkeypatch.setattr(fetch, "LARGE", 1)  # a question would end the command here
+    assert run(world, "eurosat", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "they are moved, not downloaded" in out and "to download" not in out and "EuroSAT.zip" not in out
     assert run(world, "eurosat") == 0
     assert world.server.ranges("EuroSAT.zip") == []
     assert_complete(world)
@@ -565,131 +376,3 @@ def test_an_archive_that_grows_beyond_its_dataset_is_stopped(world, capsys):
     assert run(world, "eurosat") == 1
     assert "far more than it should" in capsys.readouterr().err
     assert not (world.folder / "2750").exists()
-
-
-# ---- ImageNet ----------------------------------------------------------------------------------------------
-
-WNIDS = [f"n{n:08d}" for n in range(20)]
-
-
-@pytest.fixture
-def imagenet(world, monkeypatch):
-    """ImageNet with 20 classes of one training and one validation image; its archives are in `archives`."""
-    listing = "".join(f"mkdir -p {w}\n" for w in WNIDS)
-    listing += "".join(f"mv ILSVRC2012_val_{n:08d}.JPEG {w}/{chr(9) * (n % 2)}\n" for n, w in enumerate(WNIDS, 1))
-    train = tarred({f"{w}.tar": tarred({f"{w}_1.JPEG": b"t"}, "w") for w in WNIDS}, "w")
-    val = tarred({f"ILSVRC2012_val_{n:08d}.JPEG": str(n).encode() for n in range(1, 21)}, "w")
-    entry = {
-        "name": "ImageNet", "licence": "terms", "unpacked": 20_000_000, "files": [], "sources": [],
-        "images": {"images/train": [], "images/val": []},
-        "archives": {
-            "ILSVRC2012_img_train.tar": {"what": "Training", "about": 2e9, "md5": hashlib.md5(train).hexdigest()},
-            "ILSVRC2012_img_val.tar": {"what": "Validation", "about": 1e9, "md5": hashlib.md5(val).hexdigest()},
-        },
-    }  # fmt: skip
-    world.catalogue["datasets"]["imagenet"] = entry
-    world.catalogue["files"]["valprep.sh"] = {
-        "sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        "sources": [{"official": {"url": world.server.put("valprep.sh", listing.encode())}}],
-    }
-    facts = Published(20, {"train": 20, "val": 20}, ids=lines_hash(WNIDS))
-    monkeypatch.setattr(ImageNet, "published", facts)
-    folder = world.root / "imagenet"
-    folder.mkdir(parents=True)
-    archives = {"ILSVRC2012_img_train.tar": train, "ILSVRC2012_img_val.tar": val}
-    return types.SimpleNamespace(folder=folder, archives=archives, world=world)
-
-
-def test_imagenet_without_archives_prints_the_steps_and_fails(imagenet, capsys):
-    assert run(imagenet.world, "imagenet") == 1
-    captured = capsys.readouterr()
-    assert "https://image-net.org" in captured.out and f"into {imagenet.folder}" in captured.out
-    assert "ILSVRC2012_img_train.tar  Training, 2.0 GB, MD5 " in captured.out
-    assert f"no {imagenet.folder}/images/train" in captured.err
-
-
-def test_imagenet_is_unpacked_from_the_users_archives_sorted_and_counted(imagenet, capsys):
-    for name, content in imagenet.archives.items():
-        (imagenet.folder / name).write_bytes(content)
-    assert run(imagenet.world, "imagenet") == 0
-    found = files_in(imagenet.folder / "images")
-    assert len(found) == 40 and found["train/n00000007/n00000007_1.JPEG"] == b"t"
-    assert found["val/n00000007/ILSVRC2012_val_00000008.JPEG"] == b"8"
-    assert all((imagenet.folder / name).is_file() for name in imagenet.archives)
-
-
-def test_a_flat_validation_folder_is_sorted_in_place_even_after_an_interruption(imagenet):
-    val = imagenet.folder / "images" / "val"
-    for n, wnid in enumerate(WNIDS, 1):
-        (imagenet.folder / "images" / "train" / wnid).mkdir(parents=True)
-        (imagenet.folder / "images" / "train" / wnid / "x.JPEG").touch()
-        place = val / wnid if n <= 8 else val
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"ILSVRC2012_val_{n:08d}.JPEG").touch()
-    assert run(imagenet.world, "imagenet") == 0
-    assert not list(val.glob("*.JPEG")) and len(list(val.glob("*/*.JPEG"))) == 20
-
-
-def test_a_broken_imagenet_archive_and_missing_images_are_named(imagenet, capsys):
-    (imagenet.folder / "ILSVRC2012_img_val.tar").write_bytes(b"x")
-    assert run(imagenet.world, "imagenet") == 1
-    assert "ILSVRC2012_img_val.tar has the wrong MD5" in capsys.readouterr().err
-    (imagenet.folder / "ILSVRC2012_img_val.tar").unlink()
-    (imagenet.folder / "images" / "train" / "n00000001").mkdir(parents=True)
-    (imagenet.folder / "images" / "val").mkdir()
-    assert run(imagenet.world, "imagenet") == 1
-    err = capsys.readouterr().err
-    assert "the 1 folders in" in err and "val has 0 images in class folders instead of" in err
-
-
-# ---- the catalogue -----------------------------------------------------------------------------------------
-
-
-def test_the_catalogue_has_the_fifteen_datasets_with_the_folders_and_files_of_their_loaders():
-    entries = sources.catalogue()["datasets"]
-    configs = {path.stem for path in (Path(fetch.__file__).parents[1] / "configs/datasets").glob("*.yaml")}
-    assert len(entries) == 15 and set(entries) <= configs
-    for entry in entries.values():
-        cls = DATASET_REGISTRY.get(entry["name"])
-        assert [cls.split_file] == [name for name in entry["files"] if name.startswith("split")] or not cls.split_file
-        assert cls.image_dir in (*entry["images"], *(name.split("/")[0] for name in entry["images"]), ".")
-        assert entry["licence"] and entry["unpacked"] > 1e7 and set(entry["files"]) <= set(sources.catalogue()["files"])
-
-
-def all_sources():
-    for entry in sources.catalogue()["datasets"].values():
-        for source in entry["sources"]:
-            ((kind, archives),) = source.items()
-            yield from ((kind, archive) for archive in archives)
-    for entry in sources.catalogue()["files"].values():
-        for source in entry["sources"]:
-            ((kind, place),) = source.items()
-            yield kind, place
-
-
-def test_every_source_is_of_a_known_kind_with_an_https_address_or_a_drive_id():
-    for kind, archive in all_sources():
-        assert kind in fetch.KINDS and set(archive) <= {"url", "host", "path", "id", "name", "size", "md5", "sha256"}
-        assert ("id" in archive) == (kind == "drive") != ("url" in archive or {"host", "path"} <= set(archive))
-        if kind == "drive":
-            assert re.fullmatch(r"[\w-]{33}", archive["id"])
-        else:
-            parts = urlparse(sources.link(archive))
-            assert parts.scheme == "https" and parts.path.rsplit("/", 1)[1] and "{" not in sources.link(archive)
-
-
-def test_every_archive_has_a_name_and_every_dataset_without_archives_of_ones_own_has_sources():
-    for entry in sources.catalogue()["datasets"].values():
-        assert bool(entry["sources"]) != ("archives" in entry)
-        assert all(sources.name_of(archive) for source in entry["sources"] for (archive, *_) in source.values())
-
-
-def test_hashes_and_sizes_are_well_formed():
-    described = [archive for _, archive in all_sources()]
-    described += sources.catalogue()["files"].values()
-    described += sources.catalogue()["datasets"]["imagenet"]["archives"].values()
-    lengths = {"md5": 32, "sha256": 64}
-    for facts in described:
-        for name in lengths.keys() & facts.keys():
-            assert re.fullmatch(f"[0-9a-f]{{{lengths[name]}}}", facts[name])
-        assert facts.get("size", 1) > 0

@@ -135,6 +135,15 @@ class TestPlot:
         assert interval == pytest.approx([2 * statistics.stdev([80, 90]), 0])
         assert drawn["Train s"][0] == [12.0, 12.0] and drawn["Peak MB"][0] == [100.0, 100.0]
 
+    def test_costs_that_no_row_has_are_not_drawn(self):
+        from matplotlib.figure import Figure
+
+        rows = [{"point": "0", "h": [46.1, None], "memory_mb": None}, {"point": "2", "h": [44.2, None]}]
+        canvas = Figure()
+        ablation.paint(canvas, {"columns": [["point", "omega", "text"]], "rows": rows})
+        (axes,) = canvas.axes
+        assert [bars.get_label() for bars in axes.containers] == ["H"] and axes.get_xlabel() == "omega"
+
     def test_a_failed_plot_leaves_the_old_one(self, tmp_path):
         path = tmp_path / "a.png"
         path.write_bytes(b"old")

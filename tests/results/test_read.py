@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from results.gate import RESULT_LIMIT, Broken, read_record
 from results.read import (
     DATASET_CONFIGS,
-    RESULT_LIMIT,
-    Broken,
     absolute,
     check_together,
     dataset_stems,
     find_runs,
     read_folder,
-    read_record,
     read_run,
 )
 
@@ -79,6 +77,11 @@ class TestVersions:
     def test_a_file_that_says_its_protocol_needs_no_path(self, put, tmp_path, record, expected):
         run = read_run(put("anything/at all", record), tmp_path)
         assert (run.protocol, run.part, run.dataset, run.preset) == expected
+
+    def test_outside_the_layout_its_own_file_and_the_preset_name_the_config(self, put, tmp_path):
+        files = ["configs/trainers/CoOp/embedded.yaml", "configs/overlays/matched.yaml"]
+        assert read_run(put("x", new(config_files=files, preset="matched")), tmp_path).config == "embedded_matched"
+        assert read_run(put("y", new(config_files=[], preset="")), tmp_path).config == "-"
 
     def test_a_protocol_and_the_classes_that_were_tested_must_agree(self, put, tmp_path):
         with pytest.raises(Broken, match="says protocol base2new, but subsample all"):
@@ -236,6 +239,12 @@ class TestTogether:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert absolute("~/output") == tmp_path / "output"
         assert len(read_folder("~/output")[0]) == 1
+
+    def test_halves_with_seeds_of_their_own_are_paired_by_their_folders(self, put, tmp_path):
+        put(BASE.replace("seed1", "seed-1"), new(seed=1234))
+        put(NEW.replace("seed1", "seed-1"), new(seed=5678, subsample="new"))
+        runs, problems = read_folder(tmp_path)
+        assert not problems and {run.seed for run in runs} == {-1}
 
     def test_all_shots_are_part_of_the_layout(self, put, tmp_path):
         place = "few_shot/dtd/CoOp/vit_b16_few_shot_-1shots/seed1"

@@ -6,9 +6,9 @@ import functools
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 import trainers
+from clip import clip
 from clip.model import convert_weights
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
@@ -59,7 +59,7 @@ def pictures(tmp_path_factory, rounded_clip):
             for i in range(number):
                 pixels = np.clip(noise.normal(colour, 50, (40, 40, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{part}_{label}_{i}.png")
-    save_file(rounded_clip.state_dict(), folder / "tiny.safetensors")
+    clip.save(rounded_clip, folder / "tiny.safetensors")
     return folder
 
 

@@ -11,6 +11,7 @@ import torch
 from clip import clip
 from clip.model import CLIP
 from dassl.config import flatten
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.result import learned_parameters, write_result
 from dassl.utils import UserError
 
@@ -214,6 +215,18 @@ def test_unknown_precision_is_an_error_that_lists_the_others(method, make):
     node = method.upper()
     with pytest.raises(UserError, match=f"TRAINER.{node}.PREC is 'int8': choose one of auto, fp32, bf16"):
         make(method, f"TRAINER.{node}.PREC", "int8")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_out_of_their_range_are_named_with_what_is_allowed(method, make_cfg):
+    trainer = TRAINER_REGISTRY.get(method)
+    for key, limits in trainer.limits.items():
+        too_much = [limits.high + 1] if math.isfinite(limits.high) else []
+        for value in (-1, None, "1", True, float("nan"), limits.low - 1, *too_much):
+            cfg = make_cfg(method, *METHODS[method].opts)
+            cfg.TRAINER[method.upper()][key] = value
+            with pytest.raises(UserError, match=f"TRAINER.{method.upper()}.{key} is .*: it must be a "):
+                build_trainer(cfg)
 
 
 def test_every_trainer_has_its_row(make_cfg):

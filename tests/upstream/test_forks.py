@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.swap_in.skeletons import make_pictures
 
 import swap_in
-from tests.swap_in.skeletons import make_pictures
 
 RUN = """
 import importlib, runpy, sys

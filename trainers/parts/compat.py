@@ -27,7 +27,10 @@ def load_clip(cfg) -> nn.Module:
     """The CLIP that `cfg` names, with plain blocks, in fp32 on the CPU; UserError if its images have another size."""
     name, size = cfg.MODEL.BACKBONE.NAME, tuple(cfg.INPUT.SIZE)
     print(f"Loading CLIP (backbone: {name})")
-    clip_model = clip.load(name, device="cpu")[0].float() if OUR_CLIP else _load_from_fork(name)
+    if OUR_CLIP:
+        clip_model = clip.load(name, device="cpu", facts=cfg.MODEL.BACKBONE)[0].float()
+    else:
+        clip_model = _load_from_fork(name)
     needed = (clip_model.visual.input_resolution,) * 2
     if size != needed:
         raise UserError(f"INPUT.SIZE is {size}: {name} needs INPUT.SIZE {needed}")

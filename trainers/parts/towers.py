@@ -170,8 +170,9 @@ def run_texts(
 
     def attend(q, k, v, heads):
         """q (P + C S, D): the prefix looks at itself once, each text's own tokens at the prefix and at themselves."""
-        first = attention(q[None, :shared], k[None, :shared], v[None, :shared], heads, causal[:shared, :shared])[0]
-        rest = attention(q[shared:].view(own.shape), whole(k), whole(v), heads, causal[shared:])
+        k, v = whole(k), whole(v)
+        first = attention(q[None, :shared], k[:1, :shared], v[:1, :shared], heads, causal[:shared, :shared])[0]
+        rest = attention(q[shared:].view(own.shape), k, v, heads, causal[shared:])
         return torch.cat([first, rest.flatten(0, 1)])
 
     def attend_pooled(q, k, v, heads):

@@ -13,7 +13,8 @@ What a method writes:
                 end_epoch           what happens between the last step of an epoch and its checkpoint
                 parse_batch_train   another batch than {"img" or "features", "label"}
                 update              another step than backward pass and optimizer
-    flags       model_name          name of the folder of checkpoints
+    flags       limits              what the numbers among its options may be
+                model_name          name of the folder of checkpoints
                 precisions          choices of PREC; `cuda_precision` is what "auto" means on CUDA
                 scaled              choices of PREC with a scaled loss
                 per_step            the learning rate follows steps instead of epochs
@@ -22,7 +23,9 @@ What a method writes:
 Notation: B images, C classes, E joint width.
 """
 
+import math
 import time
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +49,34 @@ def check_choice(node: str, options, key: str, allowed: tuple) -> None:
         raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: choose one of {choices}")
 
 
+class Limits(NamedTuple):
+    """What a number may be: from `low` to `high`, or above `low`; whole if both its limits are."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False  # `low` itself is not allowed
+    whole: bool = False
+
+    def hold(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        start = f"{kind} {'above' if self.above else 'from'} {self.low:g}"
+        return start if self.high == math.inf else f"{start} to {self.high:g}"
+
+
+COUNT = Limits(1, whole=True)
+OR_NONE = Limits(0, whole=True)  # 0 stands for none, or for all
+WEIGHT = Limits(0)
+SHARE = Limits(0, 1)
+POSITIVE = Limits(0, above=True)
+
+
 class CLIPTrainer(TrainerX):
+    limits = {}  # option: Limits
     model_name = "learned"
     precisions = ("auto", "fp32", "bf16", "fp16", "amp")
     cuda_precision = "fp16"
@@ -61,7 +91,11 @@ class CLIPTrainer(TrainerX):
 
     def check_cfg(self, cfg):
         node = type(self).__name__.upper()
-        check_choice(node, cfg.TRAINER[node], "PREC", self.precisions)
+        options = cfg.TRAINER[node]
+        check_choice(node, options, "PREC", self.precisions)
+        for key, limits in self.limits.items():
+            if not limits.hold(options[key]):
+                raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: it must be {limits}")
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
         if sampler != "RandomSampler":
             raise UserError(f"DATALOADER.TRAIN_X.SAMPLER is {sampler}: this trainer draws its batches at random itself")
@@ -201,8 +235,10 @@ class CLIPTrainer(TrainerX):
     # ---- test ------------------------------------------------------------------------------------------------
 
     def load_model(self, directory, *args, epoch=None):
-        """CLAP passes its cfg in between. Without an epoch the best checkpoint, else the last."""
+        """Without an epoch, or with a negative one, the best checkpoint, else the last. CLAP passes its cfg, too."""
         epoch = next((value for value in args if isinstance(value, int)), epoch)
+        if epoch is not None and epoch < 0:  # a fork whose --load-epoch has a default can't leave it out
+            epoch = None
         if directory and not OUR_DASSL:
             load_from_fork(self, directory, epoch)
         else:

@@ -1,8 +1,10 @@
 """What a dataset is to the engine: lists of Datum, and the few-shot subset of them."""
 
+import itertools
 import os
 import random
 from collections import defaultdict
+from numbers import Integral
 
 from ...utils import MissingFile, UserError
 
@@ -41,7 +43,7 @@ class Datum:
 class DatasetBase:
     """Train (train_x), validation and test lists, and the class names in the order of their labels.
 
-    UserError if train_x or test is empty, or if some class has no training image.
+    UserError if train_x or test is empty, a label is no class number, or some class has no training image.
     """
 
     dataset_dir = ""
@@ -52,7 +54,7 @@ class DatasetBase:
         for split, items in (("training", train_x), ("test", test)):
             if not items:
                 raise UserError(f"The {split} set of {name} is empty; check its split file and its images")
-        self._check_every_class(train_x, [*train_x, *(val or []), *test])
+        self._check_labels(train_x, [*train_x, *(val or []), *test])
         self._train_x = train_x
         self._train_u = train_u
         self._val = val
@@ -60,12 +62,17 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
-    def _check_every_class(self, train, everything):
+    def _check_labels(self, train, everything):
+        for item in everything:
+            if not isinstance(item.label, Integral) or isinstance(item.label, bool) or item.label < 0:
+                raise UserError(f'"{item.impath}" has the label {item.label!r}, no class number; check its split file')
         names = {item.label: item.classname for item in everything}
-        missing = sorted(set(range(max(names) + 1)) - {item.label for item in train})
+        present = {item.label for item in train}
+        missing = max(names) + 1 - len(present)
         if missing:
-            which = ", ".join(f'{label} "{names.get(label, "?")}"' for label in missing[:3])
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            first = itertools.islice((label for label in itertools.count() if label not in present), min(missing, 3))
+            which = ", ".join(f'{label} "{names.get(label, "?")}"' for label in first)
+            more = f" and {missing - 3} more" if missing > 3 else ""
             raise UserError(f"No training image for class {which}{more} of {type(self).__name__}; check its split file")
 
     @property

@@ -1,11 +1,14 @@
 """Small codebases in the shape of the CoOp family's, each with what some of its members do differently."""
 
 import json
+import os
 import textwrap
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+import swap_in
 
 PROJECT = Path(__file__).parents[2]
 
@@ -110,6 +113,20 @@ VARIATIONS = {
     "TCP": {
         "setup": OPTS + '    if cfg.DATASET.NAME in ["EuroSAT"]:\n        cfg.OPTIM.MAX_EPOCH = 25\n',
         "marker": "tcp",
+    },
+    "augmented": {  # options forced in every way that Python has
+        "setup": OPTS + "    cfg.OPTIM.MAX_EPOCH += 5\n    setattr(cfg.OPTIM, 'LR', 9.0)\n"
+        "    cfg['DATALOADER']['TRAIN_X']['SAMPLER'] = 'SequentialSampler'\n    cfg.OPTIM.update(MOMENTUM=0.1)\n",
+        "marker": "own",
+    },
+    "early return": {  # of extend_cfg
+        "extend": "if 'MINE' in cfg.TRAINER: return\n    " + CN_INSIDE,
+        "marker": "own",
+    },
+    "one line": {  # several statements on a line; options after extend_cfg
+        "extend": "cfg.A = 1; cfg.B = 2",
+        "setup": "    cfg.C = 3; cfg.merge_from_list(args.opts); cfg.OPTIM.MAX_EPOCH = 5\n",
+        "marker": "own",
     },
     "CLAP": {  # a sampler by an option of its own trainer; another signature of load_model
         "setup": OPTS + '    cfg.DATALOADER.TRAIN_X.SAMPLER = "SequentialSampler"\n',
@@ -218,8 +235,37 @@ def make_fork(folder, name, weights="none.pt", trainer="Mine"):
     return folder / "fork", root
 
 
-def make_pictures(folder, size=32):
-    """4 training and 2 test pictures of each of five colours, and the list of them."""
+def contents(folder):
+    """Every file below a folder: what is in it, and its mode; links as links."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file():
+            found[name] = path.read_bytes(), path.stat().st_mode
+    return found
+
+
+def folders(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_dir()}
+
+
+def run(*args):
+    return swap_in.main([str(arg) for arg in args])
+
+
+def refused(capsys, *args):
+    """The error of a run that fails: one line."""
+    capsys.readouterr()
+    assert run(*args) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and error.count("\n") == 1, error
+    return error
+
+
+def make_images(folder, size=32):
+    """4 training and 2 test images of each of five colours, and the list of them."""
     noise, split = np.random.default_rng(0), {"train": [], "test": []}
     folder.mkdir()
     for part, number in (("train", 4), ("test", 2)):

@@ -1,0 +1,62 @@
+"""What the Makefile installs and starts, recorded by a stand-in for Python."""
+
+import os
+import shutil
+
+import pytest
+
+from tests.shell import ROOT, STAND_IN, Shell
+
+
+@pytest.fixture
+def shell(tmp_path):
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def project(shell):
+    """A folder with the Makefile, requirements and an empty demo script."""
+    for name in ("Makefile", "requirements.txt", "requirements-test.txt"):
+        shutil.copy(ROOT / name, shell.folder)
+    (shell.folder / "scripts").mkdir()
+    (shell.folder / "scripts/demo.sh").write_text('echo "demo with $PYTHON"\n')
+    return shell
+
+
+def make(project, target, python=None):
+    return project.command("make", target, f"PYTHON={python or project.python}")
+
+
+def test_make_demo_sets_up_its_environment_once(project):
+    assert "demo with .venv/bin/python" in make(project, "demo").stdout
+    installs = [call for call in project.calls if "-r requirements.txt" in call]
+    assert len(installs) == 1
+    project.calls_file.unlink()
+    assert "demo with .venv/bin/python" in make(project, "demo").stdout and project.calls == []
+
+
+def test_make_installs_again_when_requirements_change(project):
+    make(project, "test")
+    project.calls_file.unlink()
+    later = (project.folder / ".venv/test.stamp").stat().st_mtime + 10
+    os.utime(project.folder / "requirements-test.txt", (later, later))
+    make(project, "test")
+    assert [call.split()[-1] for call in project.calls] == ["requirements-test.txt", "pytest"]
+
+
+def test_make_refuses_an_old_python(project):
+    done = make(project, "demo", python="false")
+    assert done.returncode != 0 and "Python 3.10 or newer is needed" in done.stderr
+    assert not (project.folder / ".venv").exists()
+
+
+def test_make_passes_on_the_exit_code_of_the_tests(project):
+    project.python.write_text(STAND_IN.replace("${FAIL_ON:-}", "${FAIL_ON:=-m pytest}"))
+    assert make(project, "test").returncode != 0
+
+
+def test_make_clean_keeps_results(project):
+    make(project, "demo")
+    (project.folder / "output").mkdir()
+    assert make(project, "clean").returncode == 0
+    assert (project.folder / "output").exists() and not (project.folder / ".venv").exists()

@@ -1,0 +1,114 @@
+"""The command lines of the scripts that start many runs: the demo, the comparison, and the list for a cluster."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.shell import ROOT, Shell, command
+
+
+@pytest.fixture
+def shell(tmp_path):
+    return Shell(tmp_path)
+
+
+def test_demo_runs_three_methods_with_three_seeds_and_prints_the_table(shell):
+    done = shell("demo.sh")
+    assert done.returncode == 0, done.stderr
+    assert len(shell.calls) == 3 * 3 * 2 + 2
+    assert shell.calls[-1] == f"parse_test_res.py {shell.output} --html results.html"
+    lines = done.stdout.splitlines()
+    assert lines[4] == "[5/18] SkipTuning, seed 1, base classes: 50.0%"
+    assert lines[17] == "[18/18] SkipTuning, seed 3, new classes: 50.0%"
+
+
+def test_demo_a_second_time_prints_the_table_at_once(shell):
+    shell("demo.sh")
+    shell.calls_file.unlink()
+    assert shell("demo.sh").returncode == 0
+    assert shell.calls[1:] == [f"parse_test_res.py {shell.output} --html results.html"]
+
+
+def test_demo_without_the_pages_libraries_says_how_to_get_one(shell):
+    done = shell("demo.sh", FAIL_ON="find_spec")
+    assert done.returncode == 0 and shell.calls[-1] == f"parse_test_res.py {shell.output}"
+    assert f"As a page with figures: {shell.python} -m pip install plotly itables" in done.stdout.splitlines()[-1]
+
+
+def test_demo_shows_the_error_of_a_failing_run_and_stops(shell):
+    done = shell("demo.sh", FAIL_ON="FinetuneCLIP")
+    assert done.returncode == 1 and "Error: said so" in done.stderr
+    assert sum("train.py" in call for call in shell.calls) == 3
+
+
+def test_demo_says_after_ctrl_c_how_to_go_on(shell):
+    waiting = shell.folder / "waiting"
+    process = shell.start("bash", ROOT / "scripts/demo.sh", WAIT=waiting)
+    while not waiting.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "same command" in err
+    assert len(shell.calls) == 1
+
+
+def test_demo_keeps_its_settings_whatever_the_environment_says(shell):
+    shell("demo.sh", TRAINER="Other", CFG="Other", PRESET="Other")
+    assert len(shell.calls) == 20 and not any("Other" in call for call in shell.calls)
+    assert all(call.endswith(" TRAIN.MEASURE_MEMORY True") for call in shell.calls[:-2])
+
+
+def test_compare_runs_every_recipe_of_every_method_and_seed_and_prints_the_papers_tables(shell):
+    done = shell("compare.sh", "emoji", SEEDS="1 2", TRAINERS="CLIPAdapter ZeroshotCLIP")
+    assert done.returncode == 0, done.stderr
+    *calls, table = shell.calls
+    assert table == f"-m results.comparison {shell.output}"
+    trained = [call.split("--output-dir ")[1].split()[0] for call in calls if "--eval-only" not in call]
+    recipes = ["CLIPAdapter/embedded", "CLIPAdapter/embedded_matched", "CLIPAdapter/embedded_cached"]
+    recipes.append("ZeroshotCLIP/embedded")
+    folder = "base2new/train_base/emoji/shots_5"
+    assert trained == [f"{folder}/{recipe}/seed{seed}" for seed in "12" for recipe in recipes]
+    assert len(calls) == 2 * len(trained)  # each tested on the new classes, too
+
+
+def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
+    shell("compare.sh", "eurosat", SEEDS="1")
+    assert {call.split("--trainer ")[1].split()[0] for call in shell.calls[:-1]} == {
+        folder.name for folder in (ROOT / "configs/trainers").iterdir()
+    }
+    before = len(shell.calls)
+    shell("compare.sh", "eurosat", SEEDS="1")
+    assert len(shell.calls) == before + 1
+
+
+def listed(shell, *args, **env):
+    done = shell("list.sh", *args, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_list_prints_a_line_for_each_run_that_does_what_the_scripts_do(shell):
+    settings = {"TRAINERS": "CoOp ZeroshotCLIP", "PRESETS": "recommended matched", "SEEDS": "1 2"}
+    lines = listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'")
+    assert len(lines) == 3 * 2 * 2 and shell.calls == []  # nothing to match for ZeroshotCLIP
+    assert shell.command("bash", "-c", lines[0], OUTPUT="", DATA="").returncode == 0
+    train, test = shell.calls
+    folder = "base2new/train_base/emoji/shots_5/CoOp/embedded/seed1"
+    expected = command("emoji", 1, "embedded overlays/base2new", folder, "base", trainer="CoOp", shots=5)
+    assert train == f"{expected} DATASET.TEMPLATE it is {{}}"
+    assert "--eval-only" in test and "test_new/emoji/" in test
+    assert listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'") == lines[1:]
+
+
+def test_list_has_the_papers_datasets_and_shots_by_default(shell):
+    assert len(listed(shell, "base2new", SEEDS="1")) == 11
+    lines = listed(shell, "few_shot", SEEDS="1")
+    assert len(lines) == 11 * 5 and lines[11].endswith("few_shot.sh imagenet 1 2")
+    (line,) = listed(shell, "xd", SEEDS="3")
+    assert line.count("xd_test.sh") == 14 and line.index("xd_train.sh 3 &&") < line.index("xd_test.sh caltech101 3")
+    assert (
+        shell("list.sh", "fewshot").stderr == "Error: there is no protocol fewshot; choose base2new, few_shot or xd\n"
+    )
