@@ -38,6 +38,10 @@ SlurmdLogFile=$folder/slurmd.log
 NodeName=$node NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
 PartitionName=main Nodes=$node Default=YES MaxTime=INFINITE State=UP
 END
+# Snakemake's plugin takes the variables SLURM_* out of its jobs; on a cluster srun finds its configuration in /etc.
+mkdir -p "$folder/bin"
+printf '#!/bin/sh\nSLURM_CONF=%s exec /usr/bin/srun "$@"\n' "$folder/slurm.conf" >"$folder/bin/srun"
+chmod +x "$folder/bin/srun"
 export SLURM_CONF=$folder/slurm.conf PATH=$PATH:/usr/sbin
 (umask 077 && head -c 128 /dev/urandom >"$folder/key")
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT

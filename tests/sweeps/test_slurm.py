@@ -27,7 +27,7 @@ def slurm(tmp_path_factory):
     if not os.environ.get("SWEEP_TEST"):
         pytest.skip("takes minutes; run by: make sweep-test")
     folder = tmp_path_factory.mktemp("slurm")
-    env = {"SLURM_CONF": str(folder / "slurm.conf")}
+    env = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{folder}/bin:{PATHS}"}
     with open(folder / "out", "w") as out:
         process = subprocess.Popen(["bash", ROOT / "tests/sweeps/slurm.sh", folder], stdout=out, stderr=out)
         for _ in range(60):
