@@ -1,14 +1,15 @@
 # Every target does its own set-up: a virtual environment in .venv with what the requirements files name.
 PYTHON ?= python3
 VENV := .venv
+SWEEP := .venv-sweep
 BIN := $(VENV)/bin/python
 PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint figures forks table clean
+.PHONY: help demo test quick lint figures forks table sweep-setup sweep-test clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset, print the table
 	@PYTHON=$(BIN) bash scripts/demo.sh
@@ -31,8 +32,13 @@ lint: $(VENV)/test.stamp  ## check style and formatting
 table: $(VENV)/run.stamp  ## results of all runs under output/
 	@$(BIN) parse_test_res.py output
 
+sweep-setup: $(SWEEP)/sweep.stamp  ## Snakemake for sweeps/, in an environment of its own
+
+sweep-test: $(VENV)/test.stamp $(SWEEP)/sweep.stamp  ## test sweeps on this machine, and on Slurm where it is installed
+	@SWEEP_TEST=1 $(BIN) -m pytest tests/sweeps -rs
+
 clean:  ## remove the virtual environment and caches, never results
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(SWEEP) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python.stamp:
@@ -52,4 +58,13 @@ $(VENV)/run.stamp: requirements.txt $(VENV)/python.stamp
 $(VENV)/test.stamp: requirements-test.txt $(VENV)/run.stamp
 	@echo "Installing requirements-test.txt"
 	@$(PIP) -r requirements-test.txt
+	@touch $@
+
+# Snakemake asks for older versions of some packages than training may have, so it stays apart.
+$(SWEEP)/sweep.stamp: sweeps/requirements.txt
+	@echo "Creating $(SWEEP) with Snakemake"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Snakemake 9 needs Python 3.11 or newer; say where it is: make sweep-setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(SWEEP)
+	@$(SWEEP)/bin/python -m pip install --quiet --disable-pip-version-check -r sweeps/requirements.txt
 	@touch $@

@@ -14,6 +14,7 @@ Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read o
 import argparse
 import statistics
 import sys
+from pathlib import Path
 
 from results.layout import table_text
 from results.published import PUBLISHED, Published
@@ -51,6 +52,21 @@ def print_tables(runs: list[Run], args: argparse.Namespace) -> None:
         print(f"{note_mark}{note}")
 
 
+def write_page(runs: list[Run], problems: dict[Path, str], top: Path, args: argparse.Namespace) -> None:
+    """The page and the figures that were asked for. Raises ImportError if what they need isn't installed; OSError."""
+    from results import page, paint  # here, as they take PyTorch along
+
+    tables = build_tables(runs, args.ci95)
+    said = sys.stderr if args.csv == "-" else sys.stdout
+    if args.html:
+        published = Published() if args.keyword == "accuracy" else None
+        write_text(args.html, page.page_html(tables, runs, problems, top, published, args.ci95, args.keyword))
+        print(f"\nPage: {args.html} ({len(runs)} runs)", file=said)
+    if args.figures:
+        files = paint.write_figures(tables, absolute(args.figures))
+        print(f"\nFigures: {len(files)} files in {args.figures}", file=said)
+
+
 def print_summaries(runs: list[Run], args: argparse.Namespace) -> None:
     """The lines of CoOp's script, for each experiment."""
     means = []
@@ -78,12 +94,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--multi-exp", action="store_true", help="summarise each experiment and average them")
     parser.add_argument("--keyword", default="accuracy", help="or: error, macro_f1, average (per class)")
     parser.add_argument("--csv", metavar="FILE", help="tables as numbers to FILE; -: to the screen instead")
+    parser.add_argument("--html", metavar="FILE", help="all tables and figures as one page, to be opened in a browser")
+    parser.add_argument("--figures", metavar="DIR", help="the page's figures as PDF and PNG")
     markup = parser.add_mutually_exclusive_group()
     markup.add_argument("--markdown", dest="markup", action="store_const", const="pipe")
     markup.add_argument("--latex", dest="markup", action="store_const", const="latex_booktabs")
     parser.add_argument("--paper", action="store_true", help=f"published values beside ours ({PUBLISHED.name})")
     args = parser.parse_args(argv)
-    args.wants_tables = bool(args.csv or args.markup or args.paper)
+    args.wants_tables = any((args.csv, args.markup, args.paper, args.html, args.figures))
     if args.multi_exp and args.wants_tables:
         parser.error("--multi-exp prints no tables: without it, the folder's experiments become tables")
     if args.paper and args.keyword != "accuracy":
@@ -110,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         problems = wrong | problems
         try:
             print_tables(runs, args)
-        except OSError as error:
+            write_page(runs, problems, top, args)
+        except (OSError, ImportError) as error:
             print(f"Error: {error}", file=sys.stderr)
             return 2
     print_problems(problems)

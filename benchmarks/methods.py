@@ -27,7 +27,7 @@ OURS = "SkipTuning"
 
 class Method(NamedTuple):
     trainer: str
-    preset: str = "vit_b16"
+    preset: str = ""  # beside the official recipe
     memory: object = None  # (images, classes) -> the paper's estimate; None: not known how it came about
 
 
@@ -69,8 +69,8 @@ METHODS = {
     "CLIPLoRA": Method("CLIPLoRA"),
     "TipAdapterF": Method("TipAdapterF"),
     OURS: Method(OURS, memory=skipping(6)),
-    "CLIPAdapter†": Method("CLIPAdapter", "vit_b16_cached"),
-    "SkipTuning†": Method(OURS, "vit_b16_cached", skipping(11)),
+    "CLIPAdapter†": Method("CLIPAdapter", "cached"),
+    "SkipTuning†": Method(OURS, "cached", skipping(11)),
 }
 
 

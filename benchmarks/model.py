@@ -5,6 +5,7 @@ import gc
 import io
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import trainers
 from clip import clip
 from clip.model import CLIP, convert_weights
-from dassl.config import get_cfg_default
+from dassl.config import get_cfg_default, resolve
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
 from dassl.engine.memory import LiveTensors
@@ -77,12 +78,15 @@ class Bench:
         MadeUp.classes = classes
         cfg = get_cfg_default()
         trainers.extend_cfg(cfg)
-        cfg.merge_from_file(CONFIGS / name / f"{preset}.yaml")
+        for file in filter(None, ("vit_b16", preset)):
+            cfg.merge_from_file(CONFIGS / name / f"{file}.yaml")
         size = self.shape["image_resolution"]
         cfg.merge_from_list(["DATASET.NAME", "MadeUp", "DATASET.NUM_SHOTS", SHOTS, "TRAINER.NAME", name])
         cfg.merge_from_list(["MODEL.BACKBONE.NAME", str(self.folder / "random.safetensors")])
         cfg.merge_from_list(["INPUT.SIZE", (size, size), "VERBOSE", False, "DATALOADER.NUM_WORKERS", 0])
-        cfg.merge_from_list([f"TRAINER.{name.upper()}.PREC", precision, "SEED", 1, "OUTPUT_DIR", str(self.folder)])
+        cfg.merge_from_list([f"TRAINER.{name.upper()}.PREC", precision, "SEED", 1])
+        cfg.merge_from_list(["PROTOCOL", "base2new", "OUTPUT_DIR", tempfile.mkdtemp(dir=self.folder)])
+        resolve(cfg)
         with quiet():
             trainer = build_trainer(cfg)
         trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, sys.maxsize  # no step is an epoch's last

@@ -92,7 +92,7 @@ def measure(bench, classes, rounds):
     for name, precision in EXACT.items():
 
         def make(name=name, precision=precision):
-            built[name] = bench.trainer("SkipTuning", "vit_b16", classes, precision)
+            built[name] = bench.trainer("SkipTuning", "", classes, precision)
             with quiet():
                 built[name].before_train()
             return exact_step(bench, built[name], classes)

@@ -111,7 +111,7 @@ class VisionTransformer(nn.Module):
     def embed(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W) -> (N, L, D): class token, then the patches, with positions, before ln_pre."""
         x = self.conv1(image).flatten(2).transpose(1, 2)  # (N, L - 1, D)
-        first = self.class_embedding.to(x).expand(len(x), 1, -1)
+        first = self.class_embedding.to(x).expand(x.shape[0], 1, -1)
         return torch.cat([first, x], dim=1) + self.positional_embedding.to(x)
 
     def forward(self, image: Tensor, edit: Edit | None = None) -> Tensor:

@@ -59,13 +59,6 @@ def test_every_vendor_is_named_with_a_licence():
         assert re.search(r"\[(CC BY|Apache|MIT)[^]]*\]\(http", row), row
 
 
-def test_no_emoji_set_was_pre_trained_on():
-    source = (ROOT / "scripts/embedded/icons.py").read_text()
-    assert 'LEFT_OUT_CATEGORIES = {"Emoji"' in source
-    uncategorised = {"fluent-emoji", "fluent-emoji-high-contrast", "emojione-monotone"}
-    assert all(f'"{name}"' in source for name in uncategorised)
-
-
 @pytest.mark.parametrize("classes", ["base", "new"])
 def test_zero_shot_accuracy_leaves_room(classes, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -17,7 +17,8 @@ def shell(tmp_path):
 def test_demo_runs_three_methods_with_three_seeds_and_prints_the_table(shell):
     done = shell("demo.sh")
     assert done.returncode == 0, done.stderr
-    assert len(shell.calls) == 3 * 3 * 2 + 1 and shell.calls[-1] == f"parse_test_res.py {shell.output}"
+    assert len(shell.calls) == 3 * 3 * 2 + 2
+    assert shell.calls[-1] == f"parse_test_res.py {shell.output} --html results.html"
     lines = done.stdout.splitlines()
     assert lines[4] == "[5/18] SkipTuning, seed 1, base classes: 50.0%"
     assert lines[17] == "[18/18] SkipTuning, seed 3, new classes: 50.0%"
@@ -27,7 +28,13 @@ def test_demo_a_second_time_prints_the_table_at_once(shell):
     shell("demo.sh")
     shell.calls_file.unlink()
     assert shell("demo.sh").returncode == 0
-    assert shell.calls == [f"parse_test_res.py {shell.output}"]
+    assert shell.calls[1:] == [f"parse_test_res.py {shell.output} --html results.html"]
+
+
+def test_demo_without_the_pages_libraries_says_how_to_get_one(shell):
+    done = shell("demo.sh", FAIL_ON="find_spec")
+    assert done.returncode == 0 and shell.calls[-1] == f"parse_test_res.py {shell.output}"
+    assert f"As a page with figures: {shell.python} -m pip install plotly itables" in done.stdout.splitlines()[-1]
 
 
 def test_demo_shows_the_error_of_a_failing_run_and_stops(shell):
@@ -50,8 +57,8 @@ def test_demo_says_after_ctrl_c_how_to_go_on(shell):
 
 def test_demo_keeps_its_settings_whatever_the_environment_says(shell):
     shell("demo.sh", TRAINER="Other", CFG="Other", PRESET="Other")
-    assert len(shell.calls) == 19 and not any("Other" in call for call in shell.calls)
-    assert all(call.endswith(" TRAIN.MEASURE_MEMORY True") for call in shell.calls[:-1])
+    assert len(shell.calls) == 20 and not any("Other" in call for call in shell.calls)
+    assert all(call.endswith(" TRAIN.MEASURE_MEMORY True") for call in shell.calls[:-2])
 
 
 def test_compare_runs_every_recipe_of_every_method_and_seed_and_prints_the_papers_tables(shell):

@@ -1,12 +1,13 @@
-"""Icon sets of the npm package @iconify/json as pairs (name, drawing): what the embedded model is pre-trained on.
+"""Icon sets of the npm package @iconify/json as pairs (name, image): what the embedded model is pre-trained on.
 
     python scripts/embedded/icons.py icons/          # fetch with npm, clean the names, render 64 x 64; about 3 minutes
 
-Writes into the folder: `package/` (the unpacked npm package), `icons.json` (one record per drawing: set, name, colour,
-row) and two arrays, `colour.npy` (uint8, (N, 64, 64, 4), RGBA) and `mono.npy` (uint8, (N, 64, 64), coverage).
+Writes into the folder: `package/` (the unpacked npm package), `icons.json` (one record per icon: set, key, name,
+colour, row) and two arrays, `colour.npy` (uint8, (N, 64, 64, 4), RGBA) and `mono.npy` (uint8, (N, 64, 64), coverage).
 
-Left out: emoji sets (the embedded dataset is drawn from them), brand, logo, flag and file-type sets (their names are
-trade names or codes), sets under non-commercial or GPL licences, and second drawings that differ only in weight.
+Left out: brand, logo, flag and file-type sets (their names are trade names or codes), sets under non-commercial or GPL
+licences, second versions that differ only in weight, and skin tones. Emoji sets are in: emoji.py decides what of them
+the pre-training may see.
 """
 
 import argparse
@@ -26,14 +27,19 @@ from tqdm import tqdm
 PACKAGE = "@iconify/json"
 VERSION = "2.2.535"
 SIZE = 64  # pixels
+KINDS = {True: "colour", False: "mono"}  # the two arrays, by a record's `colour`
 
-LEFT_OUT_CATEGORIES = {"Emoji", "Logos", "Programming"}
+EMOJI_SETS = (  # their names are Unicode's and stay as they are, but for a number at the end
+    *("twemoji", "openmoji", "noto", "noto-v1", "emojione", "emojione-v1", "emojione-monotone", "fxemoji"),
+    *("fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "streamline-emojis"),
+)
+SKIN_TONES = re.compile(r"skin-tone|-(light|medium|dark)$")  # the second form is fluent-emoji's
+
+LEFT_OUT_CATEGORIES = {"Logos", "Programming"}
 LEFT_OUT_SETS = {
-    # emoji without a category, or monochrome drawings of the same emoji
-    *("fluent-emoji", "fluent-emoji-high-contrast", "emojione-monotone"),
     # flags and brands outside the categories above
     *("flag", "flagpack", "cif", "circle-flags", "fa-brands", "fa6-brands", "fa7-brands", "selfhst"),
-    # the same drawings as another set, only thinner or older
+    # the same icons as another set, only thinner or older
     *("material-symbols-light", "fa-solid", "fa-regular", "fa6-solid", "fa6-regular", "heroicons-outline"),
     *("heroicons-solid", "pepicons", "pepicons-print", "icon-park-outline", "uit", "bxl", "mono-icons"),
 }
@@ -98,7 +104,12 @@ SHELVES = {
     "sport",
     "emoji",
 }
-VARIANTS = 2  # drawings kept of one name in one set: an outline and a filled one, usually
+VARIANTS = 2  # icons kept of one name in one set: an outline and a filled one, usually
+
+
+def emoji_name(key):
+    """'doughnut-2' -> 'doughnut'; '' for a skin tone's variant."""
+    return "" if SKIN_TONES.search(key) else re.sub(r"-\d+$", "", key.lower()).replace("-", " ")
 
 
 def clean_name(key):
@@ -127,17 +138,17 @@ BOX = ("left", "top", "width", "height")
 
 def read_set(package, prefix):
     """-> {key: (body, left, top, width, height)} of one set, hidden icons left out."""
-    icons = json.loads((package / "json" / f"{prefix}.json").read_text())
-    box = [(side, icons.get(side, default)) for side, default in zip(BOX, (0, 0, 16, 16), strict=True)]
+    found = json.loads((package / "json" / f"{prefix}.json").read_text())
+    box = [(side, found.get(side, default)) for side, default in zip(BOX, (0, 0, 16, 16), strict=True)]
     return {
         key: (icon["body"], *(icon.get(side, default) for side, default in box))
-        for key, icon in icons["icons"].items()
+        for key, icon in found["icons"].items()
         if not icon.get("hidden")
     }
 
 
 def svg(body, left, top, width, height):
-    """A square picture with the drawing centred in it."""
+    """A square image with the icon centred in it."""
     side = max(width, height)
     left, top = left - (side - width) / 2, top - (side - height) / 2
     return (
@@ -147,7 +158,7 @@ def svg(body, left, top, width, height):
 
 
 def render(source, size=SIZE):
-    """SVG text -> uint8 (size, size, 4) RGBA, or None where the drawing can't be read or is empty."""
+    """SVG text -> uint8 (size, size, 4) RGBA, or None where the icon can't be read or is empty."""
     import resvg_py
 
     try:
@@ -158,8 +169,8 @@ def render(source, size=SIZE):
     return pixels if pixels[..., 3].any() else None
 
 
-def drawings(package):
-    """Every drawing to learn from: {set, name, colour, svg}, at most VARIANTS of one name in one set."""
+def icons(package):
+    """Every icon to learn from: {set, key, name, colour, svg}, at most VARIANTS of one name in one set."""
     sets = json.loads((package / "collections.json").read_text())
     for prefix, about in sets.items():
         licence = about["license"].get("spdx", "")
@@ -171,26 +182,26 @@ def drawings(package):
             continue
         kept = collections.Counter()
         for key, icon in read_set(package, prefix).items():
-            name = clean_name(key)
+            name = emoji_name(key) if prefix in EMOJI_SETS else clean_name(key)
             if name and kept[name] < VARIANTS:
                 kept[name] += 1
-                yield {"set": prefix, "name": name, "colour": bool(about.get("palette")), "svg": svg(*icon)}
+                yield {"set": prefix, "key": key, "name": name, "colour": bool(about.get("palette")), "svg": svg(*icon)}
 
 
 def render_all(folder, package):
-    records = list(drawings(package))
+    records = list(icons(package))
     rows = {True: [], False: []}  # pixels by colour or not
     kept = []
     with Pool() as pool:
-        pictures = pool.imap(render, (record.pop("svg") for record in records), chunksize=256)
-        for record, pixels in tqdm(zip(records, pictures, strict=True), total=len(records), desc="render"):
+        images = pool.imap(render, (record.pop("svg") for record in records), chunksize=256)
+        for record, pixels in tqdm(zip(records, images, strict=True), total=len(records), desc="render"):
             if pixels is None:
                 continue
             record["row"] = len(rows[record["colour"]])
             rows[record["colour"]].append(pixels if record["colour"] else pixels[..., 3])
             kept.append(record)
-    np.save(folder / "colour.npy", np.stack(rows[True]))
-    np.save(folder / "mono.npy", np.stack(rows[False]))
+    for colour, kind in KINDS.items():
+        np.save(folder / f"{kind}.npy", np.stack(rows[colour]))
     (folder / "icons.json").write_text(json.dumps(kept))
     return kept
 
@@ -202,7 +213,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     kept = render_all(folder, fetch(folder))
     names = collections.Counter(record["name"] for record in kept)
-    print(f"{len(kept):,} drawings, {len(names):,} names, {sum(r['colour'] for r in kept):,} in colour")
+    print(f"{len(kept):,} icons, {len(names):,} names, {sum(r['colour'] for r in kept):,} in colour")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.swap_in.skeletons import make_pictures
+from tests.swap.skeletons import make_images
 
 import swap_in
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif("FORK" not in os.environ, reason="needs FORK=/pa
 @pytest.fixture
 def world(tmp_path, make_clip):
     """Pictures in EuroSAT's layout, weights, and what to call `train.py` with."""
-    make_pictures(tmp_path / "pictures")
+    make_images(tmp_path / "pictures")
     split = json.loads((tmp_path / "pictures/split.json").read_text())
     (tmp_path / "data/eurosat").mkdir(parents=True)
     (tmp_path / "pictures").rename(tmp_path / "data/eurosat/2750")

@@ -1,0 +1,197 @@
+"""All tables and charts as one HTML file, which needs no network and no server.
+
+The numbers are those of `cell_records`, which --csv writes too. Python brings them, page.html shows them: DataTables
+(from itables) makes the tables, plotly the charts. Both libraries stand in the file, which makes it about 6 MB.
+"""
+
+import base64
+import functools
+import importlib.util
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from dassl.config.config import read_files
+from dassl.utils import UserError
+
+from .charts import build_charts, labels, split_grids
+from .layout import brief, percent
+from .published import Published
+from .read import COSTS, Run, dataset_stems
+from .tables import Table, cell_records, group, memory_column, notes
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = Path(__file__).with_name("page.html")
+LIBRARIES = {  # what of them goes into the page
+    "plotly": ("plotly", "package_data/plotly.min.js"),
+    "datatables": ("itables", "html/dt_bundle.js"),
+    "datatables_css": ("itables", "html/dt_bundle.css"),
+}
+GET_LIBRARIES = "pip install plotly itables"
+SENTENCES = re.compile(r"^\s+SENTENCES: *['\"]?[^\s'\"]", re.MULTILINE)  # in a run's config.yaml
+PLACE = ("protocol", "folder", "backbone", "shots", "dataset", "trainer", "config", "preset", "tested", "split")
+RUN_FIELDS = ("protocol", "part", "dataset", "trainer", "preset", "shots", "seed", "value", "backbone", "tested")
+RUN_COSTS = ("Train s", "Peak MB", "RSS MB")
+
+
+# --- libraries ------------------------------------------------------------------------------------------
+
+
+def library(name: str) -> bytes:
+    """One file of LIBRARIES. ImportError says how to get it."""
+    package, file = LIBRARIES[name]
+    found = importlib.util.find_spec(package)  # not imported: only its files are needed
+    path = Path(found.submodule_search_locations[0], file) if found else None
+    if path is None or not path.is_file():
+        raise ImportError(f"--html needs {package}'s {Path(file).name}; get it with: {GET_LIBRARIES}")
+    return path.read_bytes()
+
+
+def has_libraries() -> bool:
+    """Whether a page can be made here."""
+    return all(importlib.util.find_spec(package) for package, _ in LIBRARIES.values())
+
+
+# --- what a fair reader needs ---------------------------------------------------------------------------
+
+
+@functools.cache
+def per_dataset(files: tuple[str, ...], protocol: str, preset: str) -> bool | None:
+    """Whether a recipe gives some datasets numbers of their own; None where its files aren't here any more."""
+    paths = [ROOT / file for file in files]
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    found = set()
+    try:
+        for path in paths:
+            for _, tree in read_files(str(path)):
+                found |= set(tree.get("OVERRIDES") or ())
+    except UserError:  # somebody's file, changed since
+        return None
+    datasets = set(dataset_stems())
+    here = {protocol, preset}
+    uses = [set(key.split("+")) for key in found]
+    return any(use & datasets and use - datasets <= here for use in uses)
+
+
+def extra_text(run: Run) -> bool | None:
+    """Whether the run read sentences about its classes from a file; None where it left no config.yaml."""
+    try:
+        return bool(SENTENCES.search(run.file.with_name("config.yaml").read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def flags(runs: list[Run]) -> dict[tuple[str, str, str], dict[str, bool | None]]:
+    """{(protocol, trainer, config): flags} by what its newest result.json says."""
+    found = {}
+    for key, members in group(runs, lambda run: (run.protocol, run.trainer, run.config)).items():
+        run = members[-1]
+        files = tuple(run.record.get("config_files") or ())
+        protocol = run.record.get("protocol") or run.protocol
+        own = per_dataset(files, protocol, run.record.get("preset") or run.preset)
+        found[key] = {"extra_text": extra_text(run), "per_dataset": own}
+    return found
+
+
+# --- rows -----------------------------------------------------------------------------------------------
+
+
+def page_cell(record: dict) -> dict:
+    """What the page needs of one record of `cell_records`; texts are made here, so that they are the terminal's."""
+    cell = {key: record[key] for key in ("mean", "spread", "n", "paper", "note", "seeds")}
+    if record["metric"] in COSTS:
+        return cell | {"text": brief(record["mean"])}
+    cell["text"] = percent([record["mean"], record["spread"]])
+    if record["paper"]:
+        delta = record["mean"] - float(record["paper"])
+        beyond = record["spread"] is not None and abs(delta) > record["spread"]
+        cell |= {"delta": delta, "delta_text": f"{abs(delta):.2f}", "beyond": beyond}
+    return cell
+
+
+def table_rows(table: Table, known: dict, published: Published | None) -> list[dict]:
+    """The lines of one table; `known`: what `flags` found."""
+    names = labels(table.rows + table.averages)
+    shared = {"memory": memory_column(table)}
+    averages = {row.name for row in table.averages}
+    rows = {}
+    for record in cell_records([table], published):
+        place = {key: record[key] for key in PLACE}
+        row = rows.setdefault(tuple(place.values()), place | shared | {"cells": {}, "n": ""})
+        row["cells"][record["metric"]] = page_cell(record)
+    found = []
+    for row in rows.values():
+        counts = [str(cell["n"]) for name, cell in row["cells"].items() if name not in COSTS]
+        if counts:  # costs alone make no line
+            row["n"] = "/".join(counts if len(set(counts)) > 1 else counts[:1])
+            row |= {"method": names[row["trainer"], row["config"]], "average": row["dataset"] in averages}
+            found.append(row | known.get((row["protocol"], row["trainer"], row["config"]), {}))
+    return found
+
+
+def page_rows(tables: list[Table], runs: list[Run], published: Published | None) -> list[dict]:
+    """The lines of all tables: averages before their datasets, ablations last and with their point."""
+    known = flags(runs)
+    of_methods, grids = split_grids(tables)
+    rows = []
+    for table in of_methods:
+        lines = table_rows(table, known, published)
+        rows += sorted(lines, key=lambda row: not row["average"])
+    for folder, points in grids.items():
+        for table in points:
+            point = {"ablation": f"{folder.name} {table.where.parent.name}"}
+            rows += [row | point for row in table_rows(table, known, published)]
+    return rows
+
+
+def page_runs(runs: list[Run], top: Path) -> dict[str, list]:
+    """Every file that was read: names once, then a list of values for each, as there may be thousands."""
+    rows = []
+    for run in runs:
+        file = run.file.relative_to(top).as_posix() if run.file.is_relative_to(top) else str(run.file)
+        costs = [run.costs.get(name) for name in RUN_COSTS]
+        texts = ["" if value is None else brief(value) for value in costs]
+        rows.append([*(getattr(run, key) for key in RUN_FIELDS), percent(run.value), costs, texts, file])
+    return {"fields": [*RUN_FIELDS, "text", "costs", "cost_texts", "file"], "costs": RUN_COSTS, "rows": rows}
+
+
+def page_html(
+    tables: list[Table],
+    runs: list[Run],
+    problems: dict[Path, str],
+    top: Path,
+    published: Published | None = None,
+    ci95: bool = False,
+    keyword: str = "accuracy",
+) -> str:
+    """The page's whole text.
+
+    Args:
+        tables: what `build_tables` made of `runs`.
+        runs: the runs that count.
+        problems: {folder: why it is missing, broken or left out}.
+        top: the folder that was read.
+        published: the papers' numbers, or None for a metric that they don't have.
+        ci95: whether the spreads are halves of 95% intervals.
+        keyword: the metric.
+    Raises:
+        ImportError: plotly or itables isn't installed.
+    """
+    data = {
+        "top": str(top),
+        "keyword": keyword,
+        "rows": page_rows(tables, runs, published),
+        "runs": page_runs(runs, top),
+        "problems": [[str(folder), why] for folder, why in sorted(problems.items())],
+        "charts": [asdict(chart) for chart in build_charts(tables)],
+        "notes": list(dict.fromkeys(notes(tables, ci95, published))),
+    }
+    # "<" can't end the element that the data stands in; NaN is no JSON and never comes through the gate
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = TEMPLATE.read_text(encoding="utf-8")
+    fill = {"DATA": text, "PLOTLY": library("plotly").decode("utf-8").replace("</script", "<\\/script")}
+    for name in ("datatables", "datatables_css"):
+        fill[name.upper()] = base64.b64encode(library(name)).decode("ascii")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], page)

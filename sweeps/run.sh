@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# A sweep: bash sweeps/run.sh SWEEP [FLAGS OF SNAKEMAKE]; docs/SWEEPS.md has examples.
+#   bash sweeps/run.sh table1 -n                                              what would run
+#   bash sweeps/run.sh table1 -c2                                             two runs at once on this machine
+#   GPUS=0,1,2,3 JOBS_PER_GPU=2 bash sweeps/run.sh table1 -c8                 eight runs on four GPUs
+#   bash sweeps/run.sh table1 --executor slurm --jobs 100 --default-resources slurm_partition=gpu runtime=120
+#   bash sweeps/run.sh table1 progress                                        how many are done, and the time left
+#   bash sweeps/run.sh table1 table -c1                                       the table of what is finished
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+engine=${SNAKEMAKE:-.venv-sweep/bin/snakemake}
+sweep=${1:-}
+if [ -e "sweeps/$sweep.yaml" ]; then sweep=sweeps/$sweep.yaml; fi
+if [ ! -f "$sweep" ]; then
+  echo "usage: bash sweeps/run.sh $(basename -s .yaml sweeps/*.yaml | paste -sd '|')|FILE.yaml [FLAGS OF SNAKEMAKE]" >&2
+  exit 2
+fi
+if [ ! -x "$engine" ]; then
+  echo "Error: there is no Snakemake in $engine; get it with: make sweep-setup" >&2
+  exit 2
+fi
+shift
+if [ -x .venv/bin/python ]; then export PYTHON=${PYTHON:-$PWD/.venv/bin/python}; fi
+"$(dirname "$engine")/python" sweeps/runs.py "$sweep"
+if [ "${1:-}" = progress ]; then exit; fi
+case " $* " in
+  *" -n "* | *" --dry-run "* | *" table "*) ;;
+  *)
+    mkdir -p .snakemake
+    exec 9>".snakemake/$(basename "$sweep").lock"
+    flock -n 9 || { echo "Error: this sweep is running already; wait for it, or stop it first" >&2; exit 1; } ;;
+esac
+exec "$engine" --configfile "$sweep" --snakefile sweeps/Snakefile --profile sweeps/profile "$@"

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The runs of a sweep, one a line, fields separated by tabs: stage, dataset, seed, shots, trainer, preset, folder, config
+# files. sweeps/runs.py reads them; the settings are those of scripts/list.sh.
+. "$(dirname "$0")/../scripts/common.sh"
+arguments "base2new|few_shot|xd [DATASET ...]" 1 999 "$@"
+protocol=$1
+shift
+case $protocol in
+  base2new) datasets=${*:-imagenet $TARGETS} numbers=${SHOTS:-} ;;
+  few_shot) datasets=${*:-imagenet $TARGETS} numbers=${SHOTS:-1 2 4 8 16} ;;
+  xd) datasets=${*:-$TARGETS $VARIANTS} numbers=${SHOTS:-} ;;
+  *) fail 2 "Error: there is no protocol $protocol; choose base2new, few_shot or xd" ;;
+esac
+
+# one STAGE DATASET: prints this run, if its trainer has such a recipe.
+one() {
+  local shots cfg folder files
+  place "$1" "$2" "$seed"
+  if offered; then
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s' "$1" "$2" "$seed" "$shots" "$TRAINER" "$PRESET" "$folder"
+    printf '\t%s' "${files[@]}"
+    echo
+  fi
+}
+
+for seed in $SEEDS; do
+  for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
+    for PRESET in ${PRESETS:-recommended}; do
+      for SHOTS in ${numbers:-""}; do
+        if [ $protocol = xd ]; then one xd_train imagenet; fi
+        for dataset in $datasets; do
+          case $protocol in
+            base2new)
+              one base2new_train "$dataset"
+              one base2new_test "$dataset" ;;
+            few_shot) one few_shot "$dataset" ;;
+            xd) one xd_test "$dataset" ;;
+          esac
+        done
+      done
+    done
+  done
+done

@@ -1,0 +1,292 @@
+"""The page and the figures: the numbers are --csv's, nothing is made up, and a real browser shows them."""
+
+import csv
+import io
+import json
+import re
+import shutil
+
+import pytest
+
+from parse_test_res import main
+from results import page
+from results.charts import build_charts
+from results.read import find_runs, read_folder
+from results.tables import build_tables
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+VALUES = {"ZeroshotCLIP": 10.0, "CoOp": 20.0, "SkipTuning": 30.0}
+DATASETS = {"dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101"}
+
+
+@pytest.fixture
+def plant(tmp_path, plant_run):
+    """plant(): three methods, three datasets, two seeds, as ViT-B/16 runs with the paper's 16 shots -> the folder."""
+
+    def plant(skip=()):
+        for method, (trainer, value) in enumerate(VALUES.items()):
+            for number, (dataset, name) in enumerate(DATASETS.items()):
+                for seed in (1, 2):
+                    if (trainer, dataset, seed) in skip:
+                        continue
+                    base = 60 + value / 3 + number + seed / 7
+                    files = plant_run(tmp_path, base, base - 10 * seed / 3, seed, trainer, dataset, "vit_b16")
+                    for file in files:
+                        said = {"protocol": "base2new", "preset": "recommended", "dataset": name, "tested": "test"}
+                        said |= {"backbone": "ViT-B/16", "shots": 16, "split": "a" * 64}
+                        said |= {"config_files": [f"configs/trainers/{trainer}/vit_b16.yaml"]}
+                        said |= {"seconds": {"extract": 0.0, "train": 40.0 * method, "test": 1.0}}
+                        file.write_text(json.dumps(json.loads(file.read_text()) | said))
+        return tmp_path
+
+    return plant
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Stands in for plotly and itables where only the page's data is of interest."""
+    monkeypatch.setattr(page, "library", lambda name: b"")
+
+
+def data_of(file):
+    """What the page shows."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', file.read_text(encoding="utf-8"), re.DOTALL)[1])
+
+
+def make(folder, *arguments):
+    """-> (exit code, the page's data)."""
+    file = folder / "page.html"
+    code = main([str(folder), "--html", str(file), *arguments])
+    return code, data_of(file)
+
+
+class TestData:
+    def test_every_number_is_the_csvs(self, plant, libraries, capsys):
+        root = plant()
+        _, data = make(root)
+        capsys.readouterr()
+        main([str(root), "--paper", "--csv", "-"])
+        lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        shown = {}
+        for row in data["rows"]:
+            for name, cell in row["cells"].items():
+                place = row["dataset"], row["trainer"], name
+                shown[place] = [
+                    str(cell[key] if cell[key] is not None else "") for key in ("mean", "spread", "n", "paper")
+                ]
+        said = {}
+        for line in lines:
+            said[line["dataset"], line["trainer"], line["metric"]] = [
+                line[key] for key in ("mean", "spread", "n", "paper")
+            ]
+        assert shown == said
+        assert any(line["paper"] for line in lines)
+
+    def test_a_difference_counts_only_beyond_the_spread(self):
+        record = {"metric": "H", "mean": 75.0, "n": 3, "note": "", "seeds": {}, "paper": "74.59"}
+        cells = [page.page_cell(record | {"spread": spread}) for spread in (0.4, 0.5, None)]
+        assert [cell["beyond"] for cell in cells] == [True, False, False]
+        assert cells[0]["delta_text"] == "0.41"
+
+    def test_text_is_rounded_as_in_the_terminal(self):
+        record = {"metric": "H", "mean": 52.125, "spread": None, "n": 1, "note": "", "seeds": {}, "paper": None}
+        assert page.page_cell(record)["text"] == "52.12"  # a browser would say 52.13
+
+    def test_missing_runs_are_listed_and_never_zero(self, plant, libraries, capsys):
+        root = plant(skip=[("CoOp", "dtd", 2), ("SkipTuning", "eurosat", 1), ("SkipTuning", "eurosat", 2)])
+        code, data = make(root)
+        assert code == 1
+        assert [folder.rsplit("/", 2)[1:] for folder, _ in data["problems"]] == [["vit_b16", "seed2"]] * 2
+        assert not any(
+            cell["mean"] == 0 for row in data["rows"] for cell in row["cells"].values() if cell["text"] != "0.0"
+        )
+        corners = data["charts"][0]["views"][""]
+        skip = next(series for series in corners if series["name"] == "SkipTuning")
+        assert skip["y"][skip["x"].index("eurosat")] is None
+
+    def test_a_name_cannot_end_the_data(self, plant_run, tmp_path, libraries):
+        plant_run(tmp_path, 80, 60, trainer="<x><!--")
+        file = tmp_path / "page.html"
+        main([str(tmp_path), "--html", str(file)])
+        assert "<x>" not in file.read_text() and data_of(file)["rows"][0]["trainer"] == "<x><!--"
+
+    def test_recipes_with_numbers_for_some_datasets_say_so(self):
+        own = page.per_dataset(("configs/trainers/CoPrompt/vit_b16.yaml",), "base2new", "recommended")
+        none = page.per_dataset(("configs/trainers/KgCoOp/vit_b16.yaml",), "base2new", "recommended")
+        assert (own, none) == (True, False)
+        assert page.per_dataset(("configs/gone.yaml",), "base2new", "recommended") is None
+
+    def test_sentences_are_extra_text(self, plant, libraries):
+        root = plant()
+        for folder in find_runs(root):
+            sentences = "words.json" if "CoOp" in str(folder) else "''"
+            (folder / "config.yaml").write_text(f"TRAINER:\n  COPROMPT:\n    SENTENCES: {sentences}\n")
+        _, data = make(root)
+        assert {row["trainer"]: row["extra_text"] for row in data["rows"]} == {name: name == "CoOp" for name in VALUES}
+
+    def test_without_the_libraries_a_line_says_how_to_get_them(self, plant, monkeypatch, capsys):
+        monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+        root = plant()
+        assert main([str(root), "--html", str(root / "page.html")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "pip install plotly itables" in error
+        assert not (root / "page.html").exists()
+
+
+class TestCharts:
+    def test_base_to_new_has_the_familys_figures(self, plant):
+        charts = {chart.kind: chart for chart in build_charts(build_tables(read_folder(plant())[0]))}
+        assert list(charts) == ["radar", "plane", "bubbles", "bars"]
+        assert list(charts["plane"].views) == ["Average of 3", "dtd", "eurosat", "ucf101"]
+        drawn = [series.name for series in charts["bubbles"].views["dtd"]]
+        assert drawn == ["CoOp", "SkipTuning"]  # zero-shot CLIP trains nothing
+        gains = {series.name: series.x[0] for series in charts["bars"].views["dtd"]}
+        assert list(gains) == ["CoOp", "SkipTuning"]  # the longest bar is drawn last, at the top
+        assert gains["SkipTuning"] == pytest.approx(2 * gains["CoOp"], rel=0.05)
+
+    def test_shots_make_curves(self, tmp_path):
+        for shots in (1, 16, 4):
+            folder = tmp_path / f"few_shot/dtd/CoOp/vit_b16_{shots}shots/seed1"
+            folder.mkdir(parents=True)
+            folder.joinpath("log.txt").write_text(f"Finish training\n* accuracy: {60 + shots}%\n")
+        (chart,) = build_charts(build_tables(read_folder(tmp_path)[0]))
+        (line,) = chart.views["dtd"]
+        assert (line.x, line.y) == (["1", "4", "16"], [61, 64, 76])
+
+    def test_an_ablation_is_a_curve_over_its_points(self, plant_run, tmp_path):
+        for point in (10, 2):
+            plant_run(tmp_path / f"omega/{point}", 80 - point, 60)
+        accuracy, costs = build_charts(build_tables(read_folder(tmp_path)[0]))
+        (series,) = accuracy.views.values()
+        assert {line.name: (line.x, line.y) for line in series}["Base"] == (["2", "10"], [78, 70])
+        assert costs.title == "omega: costs"
+
+    def test_two_recipes_of_a_method_have_two_names(self, plant_run, tmp_path):
+        plant_run(tmp_path, 80, 60, config="embedded")
+        plant_run(tmp_path, 70, 60, config="embedded_matched")
+        chart = next(chart for chart in build_charts(build_tables(read_folder(tmp_path)[0])) if chart.kind == "plane")
+        assert [series.name for series in chart.views["emoji"]] == ["SkipTuning", "SkipTuning (matched)"]
+
+    def test_figures_are_files(self, plant, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        main([str(plant()), "--figures", str(tmp_path / "out")])
+        kinds = [file.suffix for file in sorted((tmp_path / "out").iterdir())]
+        assert kinds.count(".pdf") == kinds.count(".png") == 4
+        for file in (tmp_path / "out").iterdir():
+            assert file.read_bytes()[:4] in (b"%PDF", b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium; the tests are skipped where it, playwright or the page's libraries are missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
+    if not page.has_libraries():
+        pytest.skip(f"needs: {page.GET_LIBRARIES}")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser, plant):
+    """open_page(width, dark) -> the page of `plant` in the browser, after which it must have been quiet and offline."""
+    said, contexts = [], []
+    root = plant()
+    file = root / "page.html"
+    main([str(root), "--html", str(file)])
+
+    def opened(width=1000, dark=False):
+        scheme = "dark" if dark else "light"
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        )
+        shown = contexts[-1].new_page()
+        shown.on("console", lambda message: said.append(message.text))
+        shown.on("pageerror", lambda error: said.append(str(error)))
+        shown.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        shown.goto(file.as_uri())
+        shown.wait_for_selector("html[data-ready]", timeout=60_000)
+        return shown
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def column(shown, section, head):
+    """The texts of one column of a table."""
+    heads = shown.locator(f"#{section} thead th").all_inner_texts()
+    at = [text.strip() for text in heads].index(head) + 1
+    return shown.locator(f"#{section} tbody td:nth-child({at})").all_inner_texts()
+
+
+class TestInABrowser:
+    def test_rows_are_files_and_sorting_by_h_is_right(self, open_page, tmp_path):
+        shown = open_page()
+        shown.locator("#runs").scroll_into_view_if_needed()
+        shown.locator("#runs .dt-info").wait_for()
+        assert f"of {len(list(tmp_path.rglob('result.json')))} " in shown.locator("#runs .dt-info").inner_text()
+        tables = build_tables(read_folder(tmp_path)[0])
+        values = [row.cells["H"].mean for table in tables for row in table.rows + table.averages]
+        head = shown.locator("#table th", has_text=re.compile(r"^\s*H\s*$"))
+        for order in (sorted(values), sorted(values, reverse=True)):
+            head.locator(".dt-column-order").click()
+            cells = [text.split()[0] for text in column(shown, "table", "H")]
+            assert cells == [f"{value:.2f}" for value in order]
+
+    def test_filter_and_search_leave_their_rows(self, open_page):
+        shown = open_page()
+        shown.locator("#table").get_by_label("Method", exact=True).select_option("SkipTuning")
+        assert set(column(shown, "table", "Method")) == {"SkipTuning"}
+        shown.locator("#table input[type=search]").fill("eurosat")
+        assert column(shown, "table", "Dataset") == ["eurosat"]
+
+    def test_pointing_at_a_number_shows_its_seeds_in_full(self, open_page, tmp_path):
+        shown = open_page()
+        (table,) = build_tables(read_folder(tmp_path)[0])
+        row = next(row for row in table.rows if (row.trainer, row.dataset) == ("CoOp", "dtd"))
+        line = shown.locator("#table tbody tr", has_text="CoOp").filter(has_text="dtd")
+        titles = [span.get_attribute("title") for span in line.locator("span[title]").all()]
+        wanted = [f"seed {seed}: {value!r}" for seed, value in row.values["H"].items()]
+        assert any(
+            title.startswith(f"mean {row.cells['H'].mean!r}") and all(w in title for w in wanted) for title in titles
+        )
+        assert "paper" in line.inner_text()
+
+    def test_keyboard_reaches_and_sorts_and_chooses(self, open_page):
+        shown = open_page()
+        before = column(shown, "table", "Dataset")
+        shown.locator("#table th", has_text=re.compile(r"^\s*Dataset")).locator(".dt-column-order").focus()
+        shown.keyboard.press("Enter")
+        shown.keyboard.press("Enter")
+        assert column(shown, "table", "Dataset") == sorted(before, reverse=True) != before
+        shown.locator("#charts figure").first.scroll_into_view_if_needed()
+        shown.locator("#charts .plot .polarlayer").first.wait_for()
+        shown.locator("#legend input").first.focus()
+        shown.keyboard.press("Space")
+        assert not shown.locator("#legend input").first.is_checked()
+        shown.wait_for_function("document.querySelectorAll('#charts .plot')[0].data.length === 2")
+
+    @pytest.mark.parametrize("width", [400, 1000, 1600])
+    def test_nothing_sticks_out(self, open_page, width):
+        for dark in (False, True):
+            shown = open_page(width, dark)
+            for figure in shown.locator("figure").all():
+                figure.scroll_into_view_if_needed()
+                figure.locator(".main-svg").first.wait_for()
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            paper, ink = shown.evaluate(
+                "() => { const s = getComputedStyle(document.querySelector('#table tbody td:nth-child(2)'));"
+                " return [getComputedStyle(document.body).backgroundColor, s.color]; }"
+            )
+            assert (light(paper) < light(ink)) is dark and abs(light(paper) - light(ink)) > 400
+
+
+def light(colour):
+    """Sum of red, green and blue."""
+    return sum(int(part) for part in re.findall(r"\d+", colour)[:3])

@@ -1,0 +1,74 @@
+"""What a sweep consists of; nothing is run."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sweeps.runs import ROOT, progress, runs
+
+SWEEPS = {file.stem: yaml.safe_load(file.read_text()) for file in ROOT.glob("sweeps/*.yaml")}
+
+
+def small(**other):
+    return {"protocol": "base2new", "datasets": ["dtd"], "trainers": ["CoOp"], "seeds": [1], "output": "out"} | other
+
+
+@pytest.mark.parametrize(
+    "name, number", [("table1", 17 * 11 * 3 * 2), ("table2", 17 * 15 * 3), ("few_shot", 17 * 11 * 15)]
+)
+def test_the_papers_tables_are_whole(name, number):
+    assert len(runs(SWEEPS[name])) == number
+
+
+def test_runs_lie_where_the_scripts_put_them_and_start_by_their_verbs():
+    found = runs(small(shots=[16], options="OPTIM.LR 0.1"))
+    (train, test) = found
+    assert train == "out/base2new/train_base/dtd/shots_16/CoOp/vit_b16/seed1"
+    assert found[train].command.endswith("bash scripts/protocols/base2new_train.sh dtd 1")
+    assert "'OPTIONS=OPTIM.LR 0.1'" in found[train].command and "TRAINER=CoOp" in found[train].command
+    assert found[test].inputs[-1] == found[train].result
+
+
+def test_a_run_reads_its_files_and_those_they_are_based_on():
+    (train, _) = runs(small(presets=["matched"])).values()
+    assert set(train.inputs) == {
+        *("configs/trainers/CoOp/vit_b16.yaml", "configs/base/vit_b16.yaml", "configs/base/warmup.yaml"),
+        *("configs/overlays/base2new.yaml", "configs/overlays/matched.yaml"),
+        *("configs/datasets/dtd.yaml", "configs/templates.yaml"),
+    }
+
+
+def test_transfer_waits_for_its_training():
+    found = list(runs(small(protocol="xd", datasets=["dtd", "eurosat"])).values())
+    assert [run.inputs[-1] for run in found[1:]] == [found[0].result] * 2
+
+
+def test_every_shots_is_a_run():
+    found = runs(small(protocol="few_shot", shots=[1, 4]))
+    assert [re.search(r"_(\d+)shots", folder)[1] for folder in found] == ["1", "4"]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"trainer": ["CoOp"]}, "a sweep has no 'trainer'"),
+        ({"seeds": 3}, "'seeds' must be a list"),
+        ({"protocol": "few"}, "there is no protocol few"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        runs(small(**wrong))
+
+
+def test_progress_counts_and_estimates(tmp_path):
+    config = small(output=str(tmp_path), seeds=[1, 2, 3])
+    assert progress(config) == "0 of 6 runs are done"
+    for at, folder in enumerate(list(runs(config))[:3]):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "result.json").touch()
+        os.utime(Path(folder, "result.json"), (600 * at, 600 * at))
+    assert progress(config, now=1200) == "3 of 6 runs are done; at the pace of the last 3, about 30 minutes are left"
