@@ -9,7 +9,6 @@ from typing import NamedTuple
 from dassl.utils import UserError
 
 from . import imports
-from .edit import Source
 
 HERE = Path(__file__).resolve().parents[1]
 COOP = "output/base2new/{part}/{dataset}/shots_{shots}/{trainer}/{cfg}/seed{seed}"
@@ -70,12 +69,13 @@ class Fork(NamedTuple):
         return "dassl"
 
     @property
-    def source(self):
-        return Source((self.root / self.train).read_bytes(), self.train)
+    def text(self):
+        """Of train.py, to look for words in it."""
+        return (self.root / self.train).read_text("utf-8", "replace")
 
     def flag(self, name):
         """A flag of CoOp's train.py as this one spells it; None if it has none that is like it."""
-        flags = re.findall(r"""["'](--[\w-]+)["']""", self.source.text)
+        flags = re.findall(r"""["'](--[\w-]+)["']""", self.text)
         for wanted in (name, *SYNONYMS.get(name, ())):
             for flag in flags:
                 if flag.replace("_", "-") == f"--{wanted}":
@@ -86,13 +86,13 @@ class Fork(NamedTuple):
     def load_epoch(self):
         """The default of train.py's --load-epoch, as written there; "None" if it has none."""
         pattern = r"""["']--load[-_]epoch["'][^)]*?\bdefault\s*=\s*(-?\w+)"""
-        match = re.search(pattern, self.source.text)
+        match = re.search(pattern, self.text)
         return match[1] if match else "None"
 
     @property
     def splits_classes(self):
         """Whether it has CoOp's option that splits a dataset's classes into base and new."""
-        return "SUBSAMPLE_CLASSES" in self.source.text
+        return "SUBSAMPLE_CLASSES" in self.text
 
     def describe(self):
         """Told by one file, this can't tell a codebase from one that was made from it."""
@@ -182,7 +182,7 @@ def notes(fork, engine_file):
         lines.append(
             f"{fork.train} tests epoch {fork.load_epoch} unless --load-epoch says another; the scripts ask for the last"
         )
-    used = fork.source.text
+    used = fork.text
     lacking = [f"--{flag}" for flag in FLAGS if not fork.flag(flag) and f".{flag.replace('-', '_')}" not in used]
     if lacking:
         lines.append(f"{fork.train} has no {', '.join(lacking)}: take them out of the command and the scripts")

@@ -186,8 +186,7 @@ def choose_engine(fork, found, lacking, asked):
 def problem_of_theirs(fork, found):
     """Why the codebase's own Dassl can't be used, and what to install; "" if it can."""
     if error := found.get("dassl"):
-        module = missing_module(error)
-        if module == fork.dassl.split(".")[0]:
+        if f"No module named '{fork.dassl.split('.')[0]}'" in error:
             folder = forks.sub_folder_dassl(fork)
             hint = (
                 f"its Dassl lies in {folder}: pip install -e {folder} makes it importable" if folder else "install it"

@@ -295,6 +295,7 @@ def make_world(folder, weights):
     """EuroSAT and ImageNet in small in folder/data, and `weights` (a CLIP) in folder/ViT-B-16.pt."""
     images = make_images(folder / "images")
     split = json.loads((images / "split.json").read_text())
+    (images / "split.json").unlink()
     for part, place in (("train", "train"), ("test", "val")):
         for name, label, _ in split[part]:
             target = folder / f"data/imagenet/images/{place}/n0000000{label}/{name}"

@@ -176,6 +176,8 @@ def test_a_module_that_is_missing_is_named_with_the_command_that_installs_it(fou
     found["dassl"] = "ModuleNotFoundError: No module named 'tensorboard'"
     for engine in ([], ["--engine", "theirs"], ["--engine", "ours"]):
         assert "pip install tensorboard" in refused(capsys, path, *engine)
+    found["dassl"] = "ModuleNotFoundError: No module named 'dassl.modeling'"
+    assert "a file of the codebase's own is missing" in refused(capsys, path)
 
 
 def test_a_dassl_in_a_sub_folder_is_named(found, tmp_path, capsys):
