@@ -18,6 +18,7 @@ import clip
 import export
 import train
 from clip.origins import PIXEL_MEAN, PIXEL_STD
+from clip.writing import write_folder
 from dassl.data.transforms import build_transform
 from dassl.utils import read_image
 
@@ -41,6 +42,9 @@ def place(tmp_path_factory, make_clip):
             Image.fromarray(np.clip(noise.normal(colour, 60, (40, 50, 3)), 0, 255).astype(np.uint8)).save(path)
     clip.save(make_clip(embed_dim=32, vision_heads=4, activation="gelu"), place / "tiny.safetensors")
     clip.save(make_clip(embed_dim=32), place / "openai.safetensors")  # follows OpenAI's conventions
+    bigg = make_clip(vision_width=208, vision_heads=2, vision_mlp=1024, vision_patch_size=8, activation="gelu")
+    (place / "bigg.safetensors").mkdir()  # a folder, with bigG-14's head width and MLP ratio
+    write_folder(bigg, place / "bigg.safetensors")
     return place
 
 
@@ -92,11 +96,11 @@ def run(capfd):
 def exported(place, trained):
     """exported(trainer, target, *flags): the folder that export.py wrote, once for all tests."""
 
-    def make(trainer, target, *flags):
-        folder = place / "exported" / "-".join([trainer, target, *flags])
+    def make(trainer, target, *flags, backbone="tiny"):
+        backbone = "openai" if target == "openai" else backbone
+        folder = place / "exported" / "-".join([trainer, target, backbone, *flags])
         if not folder.exists():
-            model_dir = trained(trainer, "openai" if target == "openai" else "tiny")
-            words = ["--model-dir", str(model_dir), "--to", target, "--out", str(folder), *flags]
+            words = ["--model-dir", str(trained(trainer, backbone)), "--to", target, "--out", str(folder), *flags]
             assert export.main(words) == 0
         return folder
 
@@ -107,8 +111,8 @@ def exported(place, trained):
 def expected(place, trained):
     """expected(trainer): all images' paths, their pixels in a file, the run's own logits (N, C) and its prompt."""
 
-    def logits(name):
-        trainer = train.load_trainer(trained(name), None, "cpu")
+    def logits(name, backbone="tiny"):
+        trainer = train.load_trainer(trained(name, backbone), None, "cpu")
         transform = build_transform(trainer.cfg, is_train=False)
         paths = sorted((place / "images").rglob("*.png"))
         pixels = torch.stack([transform(read_image(path)) for path in paths])
@@ -189,6 +193,7 @@ def assert_a_child_gives_the_runs_logits(code, runs, cwd):
 def test_open_clip_gives_the_runs_logits(exported, expected, tmp_path):
     targets = {"SkipTuning": "hf", "FinetuneCLIP": "hf", "CLIPLoRA": "open_clip", "ZeroshotCLIP": "open_clip"}
     runs = {exported(trainer, target): expected(trainer) for trainer, target in targets.items()}
+    runs[exported("SkipTuning", "hf", backbone="bigg")] = expected("SkipTuning", "bigg")
     assert_a_child_gives_the_runs_logits(OPEN_CLIP, runs, tmp_path)
 
 
@@ -196,6 +201,7 @@ def test_transformers_gives_the_runs_logits(exported, expected, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
     targets = {"SkipTuning": "hf", "FinetuneCLIP": "hf", "CLIPLoRA": "open_clip"}
     runs = {exported(trainer, target): expected(trainer) for trainer, target in targets.items()}
+    runs[exported("SkipTuning", "hf", backbone="bigg")] = expected("SkipTuning", "bigg")
     assert_a_child_gives_the_runs_logits(TRANSFORMERS, runs, tmp_path)
 
 
