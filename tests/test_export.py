@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import clip
 import export
@@ -337,6 +338,25 @@ def test_the_script_needs_three_packages_and_classifies_images_as_the_run(onnx, 
     for row, value, label in zip(rows, *probabilities, strict=True):
         name, _, number = row.rpartition(" ")
         assert name == CLASSES[int(label)] and float(number) == pytest.approx(float(value), abs=2e-3)
+
+
+# ---- the class features alone ----
+
+
+def test_the_head_gives_the_runs_logits_from_the_backbones_features(exported, expected, place):
+    run, head = expected("CoOp"), load_file(exported("CoOp", "head") / "head.safetensors")["weight"]
+    backbone, _ = clip.load(place / "tiny.safetensors", device="cpu")
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(backbone.encode_image(torch.from_numpy(np.load(run.pixels))), dim=-1)
+    assert_same((features @ head.t()).tolist(), run.logits)
+    assert (exported("CoOp", "head") / "classes.txt").read_text().splitlines() == CLASSES
+
+
+@pytest.mark.parametrize("trainer", ["SkipTuning", "MaPLe", "TipAdapter"])
+def test_a_head_that_would_not_be_exact_is_refused(trainer, trained, run, tmp_path):
+    done = run("--model-dir", trained(trainer), "--to", "head", "--out", tmp_path / "out")
+    assert done.code == 1 and f"{trainer} changes the image features or their comparison" in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- what is refused ----
