@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.swap.skeletons import make_images
 
 import swap_in
+from tests.swap.skeletons import make_images
 
 RUN = """
 import importlib, runpy, sys
