@@ -183,7 +183,7 @@ def roots(folder):
                     yield f"{clone.name} {train.parent.name}", train.parent
 
 
-def write(rows, args):
+def write(rows):
     """docs/results/forks.json, of which docs/SWAP_IN.md has its table."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=forks.HERE, capture_output=True, text=True)
     table = {"title": "", "columns": COLUMNS, "rows": rows}
@@ -229,7 +229,7 @@ def main():
             with file.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
     if args.write:
-        write(rows, args)
+        write(rows)
 
 
 if __name__ == "__main__":
