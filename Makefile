@@ -15,10 +15,10 @@ demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset
 	@PYTHON=$(BIN) bash scripts/demo.sh
 
 test: $(VENV)/test.stamp  ## run the test suite
-	@$(BIN) -m pytest
+	@$(BIN) -m pytest -n auto --dist loadfile
 
 quick: $(VENV)/test.stamp  ## the tests without the slow ones
-	@$(BIN) -m pytest -m "not slow"
+	@$(BIN) -m pytest -n auto --dist loadfile -m "not slow"
 
 figures: $(VENV)/run.stamp  ## write the tables of README.md and docs/ from docs/results/
 	@$(BIN) -m results.figures

@@ -163,7 +163,11 @@ def curves(table: Table, title: str, names: dict) -> Chart | None:
             line.spread = [cell.spread for cell in cells]
             line.text = [f"{column} shots: " + hover(row, [column], column).removeprefix(f"{column} ") for column in at]
             views[view].append(line)
-    return Chart("lines", f"Few-shot, {title}", "images of each class", "accuracy, %", dict(views)) if views else None
+    return (
+        Chart("lines", f"Accuracy by shots, {title}", "images of each class", "accuracy, %", dict(views))
+        if views
+        else None
+    )
 
 
 CHARTS = {

@@ -16,7 +16,7 @@ from dassl.config.config import read_files
 from dassl.utils import UserError
 
 from .charts import build_charts, labels, split_grids
-from .layout import brief, percent
+from .layout import brief, cost, percent
 from .published import Published
 from .read import COSTS, Run, dataset_stems
 from .tables import Table, cell_records, group, memory_column, notes
@@ -125,6 +125,9 @@ def table_rows(table: Table, known: dict, published: Published | None) -> list[d
     for row in rows.values():
         counts = [str(cell["n"]) for name, cell in row["cells"].items() if name not in COSTS]
         if counts:  # costs alone make no line
+            if "Train s" in row["cells"]:
+                seconds = [row["cells"].get(name, {}).get("mean") for name in ("Train s", "Extract s")]
+                row["cells"]["Train s"]["text"] = cost(seconds)
             row["n"] = "/".join(counts if len(set(counts)) > 1 else counts[:1])
             row |= {"method": names[row["trainer"], row["config"]], "average": row["dataset"] in averages}
             found.append(row | known.get((row["protocol"], row["trainer"], row["config"]), {}))
