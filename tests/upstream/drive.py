@@ -72,6 +72,8 @@ def make_weights():
 
 def run_script(root, world, script, python, *options, node="SKIPTUNING", **variables):
     """-> (losses, accuracies) that a script prints, or writes to a log. UserError with its last line if it fails."""
+    for cache in [*world.glob("data/*/split_fewshot"), *world.glob("data/*/*.pkl")]:  # what another codebase drew
+        shutil.rmtree(cache) if cache.is_dir() else cache.unlink()
     environment = {**os.environ, "PYTHON": str(python), "DATA": str(world / "data"), "SHOTS": "4", **variables}
     command = ["bash", f"scripts/skip/{script}.sh", *SCRIPTS[script].split(), *options]
     command += OPTIONS.format(node=node).split()
