@@ -297,10 +297,14 @@ def make_world(folder, weights):
     split = json.loads((images / "split.json").read_text())
     (images / "split.json").unlink()
     for part, place in (("train", "train"), ("test", "val")):
-        for name, label, _ in split[part]:
+        for item in split[part]:
+            name, label, classname = item
             target = folder / f"data/imagenet/images/{place}/n0000000{label}/{name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((images / name).read_bytes())
+            (images / classname).mkdir(exist_ok=True)  # some forks' EuroSAT lists class folders
+            item[0] = f"{classname}/{name}"
+            (images / name).rename(images / item[0])
     names = "".join(f"n0000000{label} colour {label}\n" for label in range(5))
     (folder / "data/imagenet/classnames.txt").write_text(names)
     (folder / "data/eurosat").mkdir()

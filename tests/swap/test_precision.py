@@ -1,5 +1,6 @@
 """The trainer on a fork's `clip/` computes what it computes on ours, in every precision, to the last bit."""
 
+import inspect
 import types
 
 import pytest
@@ -45,3 +46,27 @@ def test_features_and_gradients_on_a_forks_clip_are_ours_to_the_last_bit(dtype, 
         found.append([*features, *gradients, v])
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("build", "given"),
+    [
+        (lambda weights: (), ()),  # CoOp
+        (lambda weights, design_details: (design_details,), (compat.PLAIN,)),  # MaPLe
+        (lambda weights, design_details, more=None: (design_details, more), (compat.PLAIN, None)),  # ATPrompt
+        (lambda weights, cfg=None: (cfg,), (None,)),  # MuDPT, whose own node of options it would be
+    ],
+)
+def test_a_forks_clip_is_built_with_plain_blocks(build, given, models, monkeypatch):
+    called = []
+    fork, whole = compat.clip, compat.clip.build_model
+    details = build
+
+    def returns(*arguments):
+        called.append(details(*arguments))
+        return whole(arguments[0])
+
+    returns.__signature__ = inspect.signature(details)
+    monkeypatch.setattr(fork, "build_model", returns)
+    compat._load_from_fork("ViT-B/16")
+    assert called == [given]

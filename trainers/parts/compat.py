@@ -44,7 +44,8 @@ def _load_from_fork(name: str) -> nn.Module:
         weights = torch.jit.load(path, map_location="cpu").state_dict()
     except RuntimeError:  # no archive; OpenAI's own `load` can't read a plain state dict then
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    details = [PLAIN] if len(inspect.signature(clip.build_model).parameters) > 1 else []
+    wanted = list(inspect.signature(clip.build_model).parameters.values())[1:]
+    details = [PLAIN for parameter in wanted if parameter.default is parameter.empty]  # MuDPT's, by default, is plain
     model = clip.build_model(weights, *details).float()
     for module in model.modules():
         for name, part in module.named_children():
