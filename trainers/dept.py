@@ -84,7 +84,7 @@ class DePT(FrozenCLIP):
     def compare(self, image_features, class_features):
         z = self.host.compare(image_features, class_features)
         rows = columns(self.classnames, self.trained)
-        if rows.min() < 0:
+        if -1 in rows:
             return z
         share = self.options.LAMBDA
         head = self.learned["head"](self.learned["image"](image_features))  # (B, C)

@@ -1,16 +1,15 @@
 """Weights that have rows for the classes they were trained on, such as a head's, under other classes."""
 
-import torch
 from torch import Tensor
 
 from dassl.engine.checkpoint import find_checkpoint
 from dassl.utils import load_checkpoint
 
 
-def columns(names: list[str], trained: list[str]) -> Tensor:
-    """Where each of `names` stands in `trained`: (C,), -1 for a class that isn't there."""
+def columns(names: list[str], trained: list[str]) -> list[int]:
+    """Where each of `names` stands in `trained`, -1 for a class that isn't there."""
     place = {name: i for i, name in enumerate(trained)}
-    return torch.tensor([place.get(name, -1) for name in names])
+    return [place.get(name, -1) for name in names]
 
 
 def make_room(tensors: dict[str, Tensor], folder: str, model_name: str, epoch: int | None = None) -> list[str]:
