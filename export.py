@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
 
 import clip
 import train
 from clip.card import model_card
 from clip.model import facts_of, sizes_in
-from clip.onnx_files import Outputs, check_packages, classify_script, verify_onnx, write_onnx
+from clip.onnx_files import TOLERANCE, Outputs, check_packages, classify_script, verify_onnx, write_onnx
 from clip.origins import openai_facts
 from clip.writing import write_folder, write_openai
 from dassl.engine import TRAINER_REGISTRY
@@ -28,9 +30,10 @@ targets:
   openai         OpenAI's plain state dict, clip.pt; --torchscript: the archive that OpenAI's clip.load(path) needs
   onnx           the image tower, a classifier with the run's class names, and a script that needs neither
                  PyTorch nor this project (needs pip install onnx onnxscript onnxruntime)
+  head           the class features alone, for a program that has the untouched backbone's image features already
 
-The first two take methods whose result is a CLIP; the others are told why not. ONNX takes every method whose class
-features don't depend on the image.
+The first two take methods whose result is a CLIP, head takes those that leave the image tower alone; the others are
+told why not. ONNX takes every method whose class features don't depend on the image.
 
 examples:
   python export.py --model-dir output/demo/.../SkipTuning/.../seed1 --to hf --out exported/
@@ -43,7 +46,7 @@ def parse(argv):
     parser = Parser(prog="python export.py", description=__doc__, epilog=EPILOG, formatter_class=form)
     flag, path = parser.add_argument, os.path.expanduser
     flag("--model-dir", type=path, required=True, metavar="RUN", help="output folder of the run (holds result.json)")
-    flag("--to", required=True, choices=("hf", "open_clip", "openai", "onnx"), help="what to write")
+    flag("--to", required=True, choices=("hf", "open_clip", "openai", "onnx", "head"), help="what to write")
     flag("--out", type=path, required=True, metavar="FOLDER", help="folder to write; nothing may be there")
     flag("--torchscript", action="store_true", help="with --to openai: an archive instead of a plain state dict")
     flag(
@@ -79,7 +82,7 @@ def check(args):
 
 def refuse(target, trainer):
     """UserError if what the method has learned has no such form."""
-    if target != "onnx" and not hasattr(trainer, "tuned_clip"):
+    if target in ("hf", "open_clip", "openai") and not hasattr(trainer, "tuned_clip"):
         raise UserError(
             f"{trainer.__name__} leaves CLIP's weights alone and learns something beside them, which no CLIP folder or "
             "file can hold: use --to onnx, which bakes it in for the run's classes"
@@ -89,6 +92,17 @@ def refuse(target, trainer):
         raise UserError(
             f"{trainer.__name__} computes other class features for every image, so no class matrix can be baked in: "
             "use predict.py"
+        )
+
+
+def refuse_head(trainer):
+    """UserError unless logits are plain products of the untouched backbone's image features and class features."""
+    methods = type(trainer)
+    plain = issubclass(methods, FrozenCLIP) and methods.image_features is FrozenCLIP.image_features
+    if not plain or methods.compare is not FrozenCLIP.compare:
+        raise UserError(
+            f"{methods.__name__} changes the image features or their comparison with the classes, so that class "
+            "features alone are not its classifier: use --to onnx"
         )
 
 
@@ -170,10 +184,29 @@ def onnx_modules(trainer):
     return Outputs(image_features, *modules), Outputs(logits, *modules)
 
 
-TARGETS = {"hf": to_folder, "open_clip": to_folder, "openai": to_openai, "onnx": to_onnx}
+def to_head(trainer, result, args, folder):
+    """head.safetensors: `weight` (C, E), with which unit image features f (N, E) of the backbone give logits f W^T."""
+    refuse_head(trainer)
+    with torch.no_grad():
+        weight = trainer.scale * F.normalize(trainer.class_features(), dim=-1)
+    metadata = {"backbone": result["backbone"], "trainer": result["trainer"], "dataset": result["dataset"]}
+    write_atomic(folder / "head.safetensors", save({"weight": weight.contiguous()}, metadata))
+    write_classes(trainer, folder)
+    say("Verifying: logits of noise")
+    loaded, size = load_file(folder / "head.safetensors")["weight"], trainer.clip_model.visual.input_resolution
+    image = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = F.normalize(trainer.clip_model.encode_image(image), dim=-1) @ loaded.t()
+    difference = float((found - trainer.logits(image)).abs().max())
+    if not difference < TOLERANCE:
+        raise UserError(f"The head differs by {difference:.1g} from the run's model: nothing was exported")
+
+
+TARGETS = {"hf": to_folder, "open_clip": to_folder, "openai": to_openai, "onnx": to_onnx, "head": to_head}
 FILES = {
     "hf": "open_clip_model.safetensors, model.safetensors, their configurations, the tokenizer, classes.txt, README.md",
     "openai": "clip.pt, open_clip_config.json",
+    "head": "head.safetensors, classes.txt",
     "onnx": "image_tower.onnx, classifier.onnx, classes.txt, classify.py",
 }
 

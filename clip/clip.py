@@ -115,6 +115,8 @@ def _open(name, download_root):
         return folder, read_folder(folder), facts_in_folder(folder)
     if name not in _MODELS and os.path.exists(name):
         found = read(name)
+        if found.names:
+            print(f"{name}: {found.names}")
         openai = found.sha256 in known_archives() or found.compact
         known = {} if openai else _facts_beside(Path(name), found.metadata)
         path, weights = name, found.weights

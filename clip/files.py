@@ -33,6 +33,7 @@ class Read(NamedTuple):
     metadata: dict[str, str]  # of a .safetensors file
     sha256: str | None  # where it had to be known
     compact: bool = False  # it was the embedded model's compact form
+    names: str = ""  # the format of its names in words, where they are not OpenAI's as they are
 
 
 def read_file(path: Path, trusted: Mapping[str, object], sha256_of) -> Read:

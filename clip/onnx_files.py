@@ -134,7 +134,7 @@ classes = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
 session = onnxruntime.InferenceSession(str(folder / "classifier.onnx"), providers=["CPUExecutionProvider"])
 for path in sys.argv[1:]:
     image = Image.open(path).convert("RGB")
-    width, height = ({_resized(facts)})
+    width, height = {_resized(facts)}
     left, top = round((width - n) / 2), round((height - n) / 2)
     image = image.resize((width, height), Image.Resampling.{interpolation.upper()}).crop((left, top, left + n, top + n))
     pixels = (np.float32(image) / 255 - mean) / std

@@ -6,6 +6,7 @@ per merge in the order in which the merges were learned, then start of text (494
 
 import gzip
 import html
+from collections.abc import Iterable
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -23,7 +24,7 @@ WORD = regex.compile(
 )
 
 
-def byte_characters():
+def byte_characters() -> dict[int, str]:
     """{byte: character} (256): printable Latin-1 stands for itself, other bytes for characters from U+0100.
 
     The order of the entries is the order of the vocabulary's first ids.
@@ -33,7 +34,7 @@ def byte_characters():
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def clean(text):
+def clean(text: str) -> str:
     """Mends encodings, unescapes HTML (twice: some captions were escaped twice), joins spaces, lowers."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
@@ -42,7 +43,7 @@ def clean(text):
 class SimpleTokenizer:
     """`encode(text)` -> ids, `decode(ids)` -> text; `encoder` is {token: id}, `decoder` its inverse."""
 
-    def __init__(self, bpe_path=MERGES):
+    def __init__(self, bpe_path: str | Path = MERGES):
         with gzip.open(bpe_path, "rt", encoding="utf-8") as lines:
             merges = [tuple(line.split()) for line in islice(lines, 1, 1 + MERGE_COUNT)]  # line 0 is a version
         self.byte_encoder = byte_characters()
@@ -54,11 +55,11 @@ class SimpleTokenizer:
         self.bpe_ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.cache = {token: [self.encoder[token]] for token in SPECIAL}  # word -> its ids
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """text -> list of ids, without start of text and end of text."""
         return [i for word in WORD.findall(clean(text)) for i in self._word_ids(word)]
 
-    def decode(self, tokens):
+    def decode(self, tokens: Iterable[int]) -> str:
         """ids -> text, with a space behind each word; bytes that aren't UTF-8 become U+FFFD."""
         text = "".join(self.decoder[int(token)] for token in tokens)
         decoded = bytes(self.byte_decoder[character] for character in text).decode("utf-8", errors="replace")

@@ -18,7 +18,7 @@ from dassl.utils.download import DownloadError, alone, download_file, file_hash
 from .errors import UnknownModel, WeightsError
 from .files import Read, read_file
 from .hub import INDEX, SAFE, parts_of
-from .keys import to_openai
+from .keys import OPENAI, to_openai
 from .origins import VOCABULARY
 
 FILES = (*SAFE, "open_clip_pytorch_model.bin", "pytorch_model.bin", "clip.pt")  # as they are called in a model's folder
@@ -162,7 +162,8 @@ def read(*paths: str | os.PathLike) -> Read:
     try:
         if "token_embedding.rows" in found.weights:
             return found._replace(weights=unpack_embedded(found.weights), compact=True)
-        return found._replace(weights=to_openai(found.weights)[0])
+        state_dict, words = to_openai(found.weights)
+        return found._replace(weights=state_dict, names="" if words == OPENAI else words)
     except WeightsError as error:
         raise WeightsError(f"{paths[0]} doesn't hold the weights of a CLIP with a ViT: {error}") from error
 

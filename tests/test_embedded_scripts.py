@@ -126,16 +126,6 @@ def test_the_learning_rate_warms_up_stays_and_falls_in_a_stage_of_its_own():
     assert fall == pytest.approx([1, 0.5, 0.001])
 
 
-def test_hidden_patches_leave_the_class_token_and_distinct_patches():
-    x = torch.arange(17.0)[:, None, None].expand(17, 5, 2)  # (L, N, D): every token is its own position
-    shown = pretrain.hide_patches(0, x)
-    assert shown.shape == (1 + pretrain.PATCHES, 5, 2) and (shown[0] == 0).all()
-    for image in shown[1:, :, 0].t().tolist():
-        assert len(set(image)) == pretrain.PATCHES and min(image) >= 1
-    assert len({tuple(image) for image in shown[:, :, 0].t().tolist()}) > 1  # not the same ones for all
-    assert pretrain.hide_patches(1, x) is x
-
-
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
 def test_muon_steps_along_the_nearest_orthogonal_matrix(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -167,14 +157,14 @@ def test_a_stage_goes_on_where_its_checkpoint_stopped_and_the_next_one_starts_th
     first, second = batches(2)
     torch.manual_seed(0)
     through = pretrain.Stage(used)
-    through.train_step(first, 1.0, None)
+    through.train_step(first, 1.0)
     through.save(tmp_path / "some.pt")
-    loss = through.train_step(second, 0.5, None)
+    loss = through.train_step(second, 0.5)
 
     resumed = pretrain.Stage(used)
     resumed.load(tmp_path / "some.pt", same_stage=True)
     assert (resumed.step, resumed.samples) == (1, 4)
-    assert torch.equal(resumed.train_step(second, 0.5, None), loss)
+    assert torch.equal(resumed.train_step(second, 0.5), loss)
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, through.model.state_dict()[name]), name
 

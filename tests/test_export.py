@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import clip
 import export
 import train
 from clip.origins import PIXEL_MEAN, PIXEL_STD
+from clip.writing import write_folder
 from dassl.data.transforms import build_transform
 from dassl.utils import read_image
+from tests.readers import ONNX, OPEN_CLIP, TRANSFORMERS
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["ant", "bee", "sea lion", "zebra"]
@@ -41,6 +44,9 @@ def place(tmp_path_factory, make_clip):
             Image.fromarray(np.clip(noise.normal(colour, 60, (40, 50, 3)), 0, 255).astype(np.uint8)).save(path)
     clip.save(make_clip(embed_dim=32, vision_heads=4, activation="gelu"), place / "tiny.safetensors")
     clip.save(make_clip(embed_dim=32), place / "openai.safetensors")  # follows OpenAI's conventions
+    bigg = make_clip(vision_width=208, vision_heads=2, vision_mlp=1024, vision_patch_size=8, activation="gelu")
+    (place / "bigg.safetensors").mkdir()  # a folder, with bigG-14's head width and MLP ratio
+    write_folder(bigg, place / "bigg.safetensors")
     return place
 
 
@@ -92,11 +98,11 @@ def run(capfd):
 def exported(place, trained):
     """exported(trainer, target, *flags): the folder that export.py wrote, once for all tests."""
 
-    def make(trainer, target, *flags):
-        folder = place / "exported" / "-".join([trainer, target, *flags])
+    def make(trainer, target, *flags, backbone="tiny"):
+        backbone = "openai" if target == "openai" else backbone
+        folder = place / "exported" / "-".join([trainer, target, backbone, *flags])
         if not folder.exists():
-            model_dir = trained(trainer, "openai" if target == "openai" else "tiny")
-            words = ["--model-dir", str(model_dir), "--to", target, "--out", str(folder), *flags]
+            words = ["--model-dir", str(trained(trainer, backbone)), "--to", target, "--out", str(folder), *flags]
             assert export.main(words) == 0
         return folder
 
@@ -107,8 +113,8 @@ def exported(place, trained):
 def expected(place, trained):
     """expected(trainer): all images' paths, their pixels in a file, the run's own logits (N, C) and its prompt."""
 
-    def logits(name):
-        trainer = train.load_trainer(trained(name), None, "cpu")
+    def logits(name, backbone="tiny"):
+        trainer = train.load_trainer(trained(name, backbone), None, "cpu")
         transform = build_transform(trainer.cfg, is_train=False)
         paths = sorted((place / "images").rglob("*.png"))
         pixels = torch.stack([transform(read_image(path)) for path in paths])
@@ -139,40 +145,6 @@ def assert_same(found, logits):
 
 # ---- one folder for open_clip and transformers ----
 
-# Both print, for each folder, the logits of the same pixels, and of the image files by their own preprocessing.
-OPEN_CLIP = """
-import json, sys, numpy, torch, open_clip
-from PIL import Image
-pixels, paths = torch.from_numpy(numpy.load(sys.argv[1])), json.loads(sys.argv[2])
-found = []
-for folder, prompt in json.loads(sys.argv[3]):
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    names = open(f"{folder}/classes.txt").read().splitlines()
-    texts = tokenizer([prompt.format(name) for name in names])
-    images = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in paths])
-    with torch.no_grad():
-        found.append([model.get_logits(each, texts)[0].tolist() for each in (pixels, images)])
-print(json.dumps(found))
-"""
-TRANSFORMERS = """
-import json, sys, numpy, torch, transformers
-from PIL import Image
-pixels, paths = torch.from_numpy(numpy.load(sys.argv[1])), json.loads(sys.argv[2])
-found = []
-for folder, prompt in json.loads(sys.argv[3]):
-    model = transformers.CLIPModel.from_pretrained(folder)
-    processor = transformers.CLIPProcessor.from_pretrained(folder)
-    names = open(f"{folder}/classes.txt").read().splitlines()
-    texts, images = [prompt.format(name) for name in names], [Image.open(path).convert("RGB") for path in paths]
-    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        by_files = model(**inputs).logits_per_image
-        inputs["pixel_values"] = pixels
-        found.append([model(**inputs).logits_per_image.tolist(), by_files.tolist()])
-print(json.dumps(found))
-"""
-
 
 def assert_a_child_gives_the_runs_logits(code, runs, cwd):
     """runs: {exported folder: its `expected`}."""
@@ -189,6 +161,7 @@ def assert_a_child_gives_the_runs_logits(code, runs, cwd):
 def test_open_clip_gives_the_runs_logits(exported, expected, tmp_path):
     targets = {"SkipTuning": "hf", "FinetuneCLIP": "hf", "CLIPLoRA": "open_clip", "ZeroshotCLIP": "open_clip"}
     runs = {exported(trainer, target): expected(trainer) for trainer, target in targets.items()}
+    runs[exported("SkipTuning", "hf", backbone="bigg")] = expected("SkipTuning", "bigg")
     assert_a_child_gives_the_runs_logits(OPEN_CLIP, runs, tmp_path)
 
 
@@ -196,6 +169,7 @@ def test_transformers_gives_the_runs_logits(exported, expected, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
     targets = {"SkipTuning": "hf", "FinetuneCLIP": "hf", "CLIPLoRA": "open_clip"}
     runs = {exported(trainer, target): expected(trainer) for trainer, target in targets.items()}
+    runs[exported("SkipTuning", "hf", backbone="bigg")] = expected("SkipTuning", "bigg")
     assert_a_child_gives_the_runs_logits(TRANSFORMERS, runs, tmp_path)
 
 
@@ -246,17 +220,12 @@ def test_the_facts_on_the_card_are_those_of_result_json(trained, exported, tmp_p
     assert "library_name: open_clip" in text and "pipeline_tag: zero-shot-image-classification" in text
     assert "Activation gelu, 4 + 1 heads, images of 32 pixels" in text
     changed, lost = map(float, re.search(r"fp32\. ([\d.]+)% of .* back ([\d.]+)% of", text, re.DOTALL).groups())
-    before, after = clip.load(train_backbone(trained), device="cpu")[0], clip.load(out, device="cpu")[0]
-    pairs = list(zip(before.state_dict().values(), after.state_dict().values(), strict=True))
-    moved = [(b, a) for b, a in ((b.flatten(), a.flatten()) for b, a in pairs)]
-    number = sum(int((a != b).sum()) for b, a in moved)
-    gone = sum(int(((a != b) & (a.half() == b.half())).sum()) for b, a in moved)
-    assert changed == pytest.approx(100 * number / sum(len(b) for b, _ in moved), abs=0.06)
-    assert lost == pytest.approx(100 * gone / number, abs=0.06)
-
-
-def train_backbone(trained):
-    return json.loads((trained("SkipTuning") / "result.json").read_text())["backbone"]
+    before, after = (clip.load(each, device="cpu")[0].state_dict().values() for each in (result["backbone"], out))
+    before, after = (torch.cat([value.flatten() for value in values]) for values in (before, after))
+    moved = before != after
+    gone = moved & (before.half() == after.half())
+    assert changed == pytest.approx(100 * float(moved.float().mean()), abs=0.06)
+    assert lost == pytest.approx(100 * int(gone.sum()) / int(moved.sum()), abs=0.06)
 
 
 def test_zero_shot_weights_are_said_to_be_untouched(exported):
@@ -326,13 +295,6 @@ def test_a_model_that_openais_package_would_run_wrongly_is_refused(trained, run,
 
 # ---- ONNX ----
 
-ONNX = """
-import json, sys, numpy, onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-images = numpy.load(sys.argv[2])
-print(json.dumps([session.run(None, {"image": images[:n]})[0].tolist() for n in (1, 2, 7, 64)]))
-"""
-
 
 @pytest.fixture
 def onnx():
@@ -376,6 +338,25 @@ def test_the_script_needs_three_packages_and_classifies_images_as_the_run(onnx, 
     for row, value, label in zip(rows, *probabilities, strict=True):
         name, _, number = row.rpartition(" ")
         assert name == CLASSES[int(label)] and float(number) == pytest.approx(float(value), abs=2e-3)
+
+
+# ---- the class features alone ----
+
+
+def test_the_head_gives_the_runs_logits_from_the_backbones_features(exported, expected, place):
+    run, head = expected("CoOp"), load_file(exported("CoOp", "head") / "head.safetensors")["weight"]
+    backbone, _ = clip.load(place / "tiny.safetensors", device="cpu")
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(backbone.encode_image(torch.from_numpy(np.load(run.pixels))), dim=-1)
+    assert_same((features @ head.t()).tolist(), run.logits)
+    assert (exported("CoOp", "head") / "classes.txt").read_text().splitlines() == CLASSES
+
+
+@pytest.mark.parametrize("trainer", ["SkipTuning", "MaPLe", "TipAdapter"])
+def test_a_head_that_would_not_be_exact_is_refused(trainer, trained, run, tmp_path):
+    done = run("--model-dir", trained(trainer), "--to", "head", "--out", tmp_path / "out")
+    assert done.code == 1 and f"{trainer} changes the image features or their comparison" in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- what is refused ----

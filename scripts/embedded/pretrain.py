@@ -9,9 +9,8 @@
 The training is a chain of stages. A stage starts from weights (`--from x.safetensors`: a new optimizer, which needs
 about 100 steps to catch up) or from another stage's checkpoint (`--from x.pt`), keeps its own checkpoint in
 icons/<stage>.pt and, called again, goes on there; with more `--steps` it is prolonged, with the steps it has it only
-writes the weights. The learning rate is constant, and falls linearly to zero in a stage with `--fall`: the last one.
-Stages before it hide half of each image's patches, which makes them 1.6 times as fast. The log of the shipped weights
-is scripts/embedded/pretrain.log.
+writes the weights. The learning rate is constant, and falls linearly to zero in a stage with `--fall`: the last one,
+or one that is tried in between. The log of the shipped weights is scripts/embedded/pretrain.log.
 
 What the model has seen: icon sets and Emoji One's emoji of all things, the classes of the embedded dataset among them;
 of every company whose images are in that dataset (Twitter, OpenMoji, Google, Mozilla, Streamline, Microsoft) only
@@ -54,7 +53,6 @@ BATCH = 256
 MUON_LR, ADAMW_LR, WEIGHT_DECAY = 2e-3, 1e-3, 0.1
 WARMUP = 100  # steps from weights without an optimizer
 CHECKPOINT = 25  # steps between checkpoints
-PATCHES = 8  # of 16, that a stage with constant learning rate shows
 CAPTION_TOKENS = 16
 MIN_SETS = {True: 2, False: 4}  # sets a name must occur in: coloured icons, monochrome ones
 WEIGHT_COLOUR = 5.0  # sampling weight of coloured icons
@@ -85,7 +83,7 @@ COLOURS = {
     "pink": (240, 120, 170),
     "brown": (130, 85, 50),
 }
-BF16 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # others emulate it, fifty times as slowly
+BF16 = torch.cpu.get_capabilities().get("avx512_bf16", False)  # other CPUs emulate it, fifty times as slowly
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
@@ -231,14 +229,6 @@ def learning_rate(step, steps, warmup, fall):
     return min((step + 1) / warmup if warmup else 1.0, 1 - step / steps if fall else 1.0)
 
 
-def hide_patches(block, x):
-    """Keeps the class token and PATCHES random patches of each image before the first block; x is (L, N, D)."""
-    if block:
-        return x
-    kept = torch.rand(len(x) - 1, x.shape[1]).argsort(0)[:PATCHES] + 1  # (PATCHES, N)
-    return torch.cat([x[:1], x.gather(0, kept[..., None].expand(-1, -1, x.shape[2]))])
-
-
 @torch.no_grad()
 def zero_shot(model, icons, part="val"):
     """Accuracy (percent) over all classes of the embedded dataset, on the images of one part."""
@@ -300,14 +290,14 @@ class Stage:
         weights["token_embedding.weight"] = full
         write_atomic(path, save(pack_embedded(weights, self.used)))
 
-    def train_step(self, batch, share, edit):
+    def train_step(self, batch, share):
         """One step of all optimizers at a share of their peak learning rates; -> the loss, detached."""
         for optim, peak in zip(self.optims, self.peaks, strict=True):
             for group, lr in zip(optim.param_groups, peak, strict=True):
                 group["lr"] = lr * share
         image, text, ids = batch
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16), sdpa_kernel(SDPBackend.MATH):
-            features = self.model.encode_image(image, edit), self.model.encode_text(text)
+            features = self.model.encode_image(image), self.model.encode_text(text)
         image_features, text_features = (F.normalize(f.float(), dim=-1) for f in features)
         loss = contrastive_loss(image_features, text_features, self.model.logit_scale.exp(), ids)
         loss.backward()
@@ -327,7 +317,7 @@ def parse_args():
     parser.add_argument("--stage", required=True, help="its name: the checkpoint is FOLDER/STAGE.pt")
     parser.add_argument("--steps", type=int, required=True, help=f"batches of {BATCH} of this stage")
     parser.add_argument("--from", dest="start", type=Path, help="weights (.safetensors) or another stage's .pt")
-    parser.add_argument("--fall", action="store_true", help="lower the learning rate to zero, show all patches")
+    parser.add_argument("--fall", action="store_true", help="lower the learning rate to zero")
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="where the weights go (default: %(default)s)")
     return parser.parse_args()
 
@@ -348,7 +338,6 @@ def main():
         print(f"{args.stage}: from {start.name}, step {stage.step}, {stage.samples:,} samples", flush=True)
     random.seed(stage.samples)
     torch.manual_seed(stage.samples)
-    edit = None if args.fall else hide_patches
     if BF16:
         for block in stage.model.visual.transformer.resblocks:
             block.compile()
@@ -356,7 +345,7 @@ def main():
     began, first, losses = time.time(), stage.step, []
     while stage.step < args.steps:
         share = learning_rate(stage.step, args.steps, stage.warmup, args.fall)
-        losses.append(stage.train_step(icons.batch(BATCH), share, edit))
+        losses.append(stage.train_step(icons.batch(BATCH), share))
         if stage.step % CHECKPOINT == 0 or stage.step == args.steps:
             stage.save(state_file)
             took = time.time() - began

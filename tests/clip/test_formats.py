@@ -204,6 +204,17 @@ def test_hugging_faces_names_behind_a_prefix_are_read(make_clip, tmp_path):
     assert found.keys() == state_dict.keys() and all(torch.equal(found[key], state_dict[key]) for key in found)
 
 
+def test_loading_says_which_names_were_recognised(make_clip, tmp_path, capsys):
+    state_dict = make_clip().state_dict()
+    clip.save(make_clip(), tmp_path / "known.safetensors")
+    weights = {f"module.{key}": value for key, value in to_hugging_face(state_dict).items()}
+    torch.save(weights, tmp_path / "model.pt")
+    clip.load(tmp_path / "model.pt", device="cpu", facts=str(tmp_path / "known.safetensors"))
+    assert capsys.readouterr().out == f"{tmp_path}/model.pt: Hugging Face's names behind the prefix 'module.'\n"
+    clip.load(tmp_path / "known.safetensors", device="cpu")
+    assert capsys.readouterr().out == ""
+
+
 def only(part):
     return lambda weights: {key: value for key, value in weights.items() if key.startswith(part)}
 

@@ -1,5 +1,6 @@
 """Models on the Hub: names, the cache without a network, and downloads from a server on this machine."""
 
+import functools
 import hashlib
 import os
 import re
@@ -66,11 +67,9 @@ def served(own_cache, monkeypatch):
     """A Hub on this machine: `.repositories` is {"org/repo": folder}, `.log` what was asked for."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.repositories, server.log = {}, []
-    address, constants = f"http://127.0.0.1:{server.server_port}", huggingface_hub.constants
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + template)
+    download = functools.partial(huggingface_hub.hf_hub_download, endpoint=f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
