@@ -89,6 +89,7 @@ def presets():
                 if pairs:
                     own[datasets[dataset]] = " ".join(pairs)
             tree["OPTIM"]["STAGED_LR"] = False  # DePT's default is True, for layers of its own
+            tree["TEST"] = {"FINAL_MODEL": "last_step"}  # HiCroPL's default is best_val
             tree["TRAINER"]["SKIPTUNING"]["TEMPLATES"] = templates
             command = f"{f'PRESET={preset} ' if preset else ''}bash scripts/skip/{script}"
             header = f"# Skip Tuning with ViT-B/16, {preset or 'recommended'}:\n#   {command}\n"

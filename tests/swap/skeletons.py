@@ -268,8 +268,10 @@ def refused(capsys, *args):
 
 
 RUN = """
-import importlib, runpy, sys
+import importlib, os, runpy, sys
 weights, clip, *sys.argv = sys.argv[1:]
+listdir = os.listdir
+os.listdir = lambda *folder: sorted(listdir(*folder))  # upstream's ImageNet is in the order of the file system
 sys.path[0] = ""
 importlib.import_module(clip + ".clip")._download = lambda *args, **options: weights
 runpy.run_path(sys.argv[0], run_name="__main__")

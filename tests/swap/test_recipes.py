@@ -29,6 +29,7 @@ def test_presets_become_files_that_plain_yacs_reads(preset, tmp_path):
         for dataset, name in [("EuroSAT", "eurosat"), ("ImageNet", "imagenet"), ("Food101", "food101")]:
             cfg = CfgNode(get_cfg_default())
             cfg.OPTIM.STAGED_LR = True  # DePT's default
+            cfg.TEST.FINAL_MODEL = "best_val"  # HiCroPL's
             skip_tuning.extend_cfg(cfg)
             cfg.merge_from_file(str(tmp_path / "file.yaml"))
             cfg.merge_from_list(recipes.presets()[stem].own.get(name, "").split())
@@ -40,7 +41,7 @@ def test_presets_become_files_that_plain_yacs_reads(preset, tmp_path):
                 ours.merge_from_file(str(OURS / f"trainers/SkipTuning/{preset}.yaml"))
             ours.DATASET.NAME = dataset
             resolve(ours)
-            for node in ("OPTIM", "INPUT", "DATALOADER", "MODEL", "TRAIN"):
+            for node in ("OPTIM", "INPUT", "DATALOADER", "MODEL", "TRAIN", "TEST"):
                 assert cfg[node] == ours[node], (stem, dataset)
             assert cfg.TRAINER.SKIPTUNING == ours.TRAINER.SKIPTUNING, (stem, dataset)
 
