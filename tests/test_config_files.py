@@ -338,6 +338,16 @@ def test_requirements_are_exactly_what_the_code_imports():
     code += [path for package in packages for path in ROOT.glob(f"{package}/**/*.py")]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     required = {re.match(r"\w+", line)[0] for line in lines}
-    optional = {"tensorboard", "gdown", "matplotlib", "pillow_heif", "huggingface_hub", "plotly", "itables"}
+    optional = {
+        "tensorboard",
+        "gdown",
+        "matplotlib",
+        "pillow_heif",
+        "huggingface_hub",
+        "plotly",
+        "itables",
+        "onnx",
+        "onnxruntime",
+    }
     module_names = {"Pillow": "PIL", "PyYAML": "yaml"}
     assert imported(code) - optional == {module_names.get(name, name) for name in required}
