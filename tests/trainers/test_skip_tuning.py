@@ -27,11 +27,11 @@ def gradients(trainer):
     return {name: trainer.optim.state[p]["momentum_buffer"] for name, p in trainer.deep.named_parameters()}
 
 
-def test_omega_0_and_r_1_is_full_fine_tuning(make_trainer, random_clip):
+def test_omega_0_and_r_1_is_full_fine_tuning(make_trainer, random_clip, tmp_path):
     """SkipTuning that skips nothing, FinetuneCLIP, and plain CLIP with plain cross-entropy: the same gradients."""
     plain = ["INPUT.TRANSFORMS", '["normalize"]', *NO_DECAY]
     skip = make_trainer("SkipTuning", *plain, "TRAINER.SKIPTUNING.OMEGA", "0", "TRAINER.SKIPTUNING.R", "1.0")
-    full = make_trainer("FinetuneCLIP", *plain)
+    full = make_trainer("FinetuneCLIP", *plain, "OUTPUT_DIR", str(tmp_path / "full"))
     pixels = first_batch(full)
     first_batch(skip)
     v = skip.encode_shallow(pixels["img"])
@@ -99,11 +99,10 @@ def test_ranking_uses_the_class_features_before_fine_tuning_also_after_a_resume(
     assert torch.equal(resumed.zero_shot, initial)
 
 
-def test_resampling_once_per_run_keeps_the_same_ranks_in_every_step(make_trainer):
+def test_resampling_once_per_run_keeps_the_same_ranks_in_every_step(make_trainer, tmp_path):
     def counts(resample):
-        trainer = make_trainer(
-            "SkipTuning", "TRAINER.SKIPTUNING.RESAMPLE", resample, "TRAINER.SKIPTUNING.R", "0.1", "SEED", "3"
-        )
+        opts = ["TRAINER.SKIPTUNING.RESAMPLE", resample, "TRAINER.SKIPTUNING.R", "0.1", "SEED", "3"]
+        trainer = make_trainer("SkipTuning", *opts, "OUTPUT_DIR", str(tmp_path / resample))
         trainer.before_train()
         features = F.normalize(torch.randn(1, 32), dim=-1)
         return {len(trainer.sample_classes(features, torch.tensor([0]))[0]) for _ in range(20)}
@@ -178,12 +177,13 @@ def test_log_says_what_share_of_the_weights_moved(make_trainer, capsys, key, val
 
 @pytest.mark.parametrize("scope", ["image", "batch"])
 @pytest.mark.parametrize("decay", ["paper", "official"])
-def test_both_skips_at_their_limits_train_as_full_fine_tuning_does(make_trainer, scope, decay):
+def test_both_skips_at_their_limits_train_as_full_fine_tuning_does(make_trainer, scope, decay, tmp_path):
     """R 1 is no class skipping whatever the other options are; with OMEGA 0 nothing is skipped."""
     opts = [f"TRAINER.SKIPTUNING.{key}" for key in ("OMEGA", "R", "SCOPE", "DECAY", "MAX_TOP")]
     words = [word for pair in zip(opts, ["0", "1.0", scope, decay, "2"], strict=True) for word in pair]
     plain = ["INPUT.TRANSFORMS", '["normalize"]']
-    skip, full = make_trainer("SkipTuning", *plain, *words), make_trainer("FinetuneCLIP", *plain)
+    skip = make_trainer("SkipTuning", *plain, *words)
+    full = make_trainer("FinetuneCLIP", *plain, "OUTPUT_DIR", str(tmp_path / "full"))
     pixels = first_batch(full)
     first_batch(skip)
     for _ in range(2):
