@@ -5,6 +5,7 @@ import functools
 import gc
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,24 @@ import torch
 from clip.model import CLIP
 from dassl.utils import download
 from tests.server import Server
+
+
+# Files and folders that start processes, train or export: `make quick` leaves them out.
+SLOW = (
+    *("benchmarks/", "swap/", "sweeps/", "test_ablate_scripts.py", "test_embedded", "test_export.py", "test_make.py"),
+    *("test_own_modules.py", "test_predict", "test_scripts.py", "test_sweep_scripts.py", "test_train.py"),
+    *("clip/test_formats.py", "clip/test_hub.py", "clip/test_load.py", "dassl/test_resume.py", "dassl/test_memory.py"),
+    *("datasets/test_fetch", "results/test_page.py", "trainers/test_contract.py", "trainers/test_dept.py"),
+    *("trainers/test_skip_tuning.py", "trainers/test_tip_adapter.py", "trainers/parts/test_exact.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is slow, see pyproject.toml."""
+    for item in items:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        if name.startswith(SLOW) or item.name.startswith("test_the_four_steps"):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish():

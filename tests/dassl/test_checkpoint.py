@@ -27,8 +27,27 @@ def test_checkpoints_have_upstreams_layout_and_say_what_they_are(cfg):
         "shots": -1,
         "seed": 1,
         "classnames": ["red", "green", "blue"],
+        "split": None,
         "options": {},
     }
+
+
+def test_a_model_is_not_tested_on_other_images_of_its_dataset(cfg):
+    trainer = build_trainer(cfg)
+    trainer.dm.dataset.split_hash = "one"
+    trainer.train()
+    trainer.dm.dataset.split_hash = "other"
+    with pytest.raises(UserError, match="was trained on other images of Squares .* name the images of the training"):
+        trainer.load_model(cfg.OUTPUT_DIR)
+    trainer.dm.dataset.test_only = True  # an extra test set of the same name
+    trainer.load_model(cfg.OUTPUT_DIR)
+
+
+def test_nothing_is_trained_on_images_for_tests(cfg):
+    trainer = build_trainer(cfg)
+    trainer.dm.dataset.test_only = True
+    with pytest.raises(UserError, match="Squares has images for tests only; train on another dataset"):
+        trainer.train()
 
 
 def test_load_model_takes_the_best_then_the_last_or_the_epoch_asked_for(cfg, capsys):
