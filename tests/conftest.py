@@ -15,7 +15,6 @@ from clip.model import CLIP
 from dassl.utils import download
 from tests.server import Server
 
-
 # Files and folders that start processes, train or export: `make quick` leaves them out.
 SLOW = (
     *("benchmarks/", "swap/", "sweeps/", "test_ablate_scripts.py", "test_embedded", "test_export.py", "test_make.py"),
