@@ -93,10 +93,10 @@ def test_what_a_file_has_for_the_dataset_asked_for_beats_the_file_and_the_comman
 
 
 def test_flags_reach_their_config_keys_as_they_are_written():
-    flags = "--root 2024 --resume r --trainer T --backbone B --head H --transforms a b --source-domains s"
+    flags = "--root 2024 --resume r --trainer T --backbone ViT-B/32 --head H --transforms a b --source-domains s"
     cfg = configured(*flags.split(), "--target-domains", "t")
     assert (cfg.DATASET.ROOT, cfg.RESUME, cfg.TRAINER.NAME) == ("2024", "r", "T")
-    assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == ("B", "H")
+    assert (cfg.MODEL.BACKBONE.NAME, cfg.MODEL.HEAD.NAME) == ("ViT-B/32", "H")
     assert (cfg.INPUT.TRANSFORMS, cfg.DATASET.SOURCE_DOMAINS) == (("a", "b"), ("s",))
     assert cfg.DATASET.TARGET_DOMAINS == ("t",)
 
