@@ -112,3 +112,15 @@ def test_root_is_the_data_variable_or_the_data_folder(monkeypatch):
 def test_device_cpu_switches_cuda_off():
     assert configured("--device", "cpu").USE_CUDA is False
     assert configured("--device", "cuda").USE_CUDA is True
+
+
+def test_pixels_are_what_the_backbone_needs_where_nothing_else_is_set():
+    cfg = configured("--backbone", "ViT-XS/16-icons")
+    assert cfg.INPUT.SIZE == (64, 64)
+    assert cfg.INPUT.PIXEL_MEAN == [0.48145466, 0.4578275, 0.40821073]
+
+
+@pytest.mark.parametrize(("key", "value"), [("SIZE", "(32, 32)"), ("PIXEL_STD", "[0.5, 0.5, 0.5]")])
+def test_pixels_that_the_backbone_was_not_made_for_stop_the_run(key, value):
+    with pytest.raises(UserError, match=rf"INPUT.{key} is .*: ViT-XS/16-icons needs INPUT.{key} "):
+        configured("--backbone", "ViT-XS/16-icons", f"INPUT.{key}", value)
