@@ -25,7 +25,7 @@ RECENT = 20  # results that the estimate looks at
 
 @dataclass
 class Run:
-    """One run: where it leaves its result, the command that makes it, the config files it reads, whose weights it tests."""
+    """One run: where it leaves its result, the command that makes it, the files it reads, the training it tests."""
 
     result: str
     command: str
