@@ -137,16 +137,21 @@ def check_meta(path, theirs, ours):
         )
 
 
-def identity(cfg):
-    """The options that decide the result, as YAML; paths are absolute."""
+def _decisive(cfg):
+    """{key: value} of the options that decide the result, in plain types; paths are absolute."""
     flat = {key: value for key, value in flatten(cfg).items() if key not in _FREE}
     flat |= {key: meant(flat[key]) for key in _PATHS if key in flat}
-    return yaml.safe_dump(json.loads(json.dumps(flat, default=str)))  # plain types: no tuples, no devices
+    return json.loads(json.dumps(flat, default=str))  # no tuples, no devices
+
+
+def identity(cfg):
+    """The options that decide the result, as YAML."""
+    return yaml.safe_dump(_decisive(cfg))
 
 
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
-    old, new = _parsed(path, theirs), yaml.safe_load(identity(cfg))
+    old, new = _parsed(path, theirs), _decisive(cfg)
     old |= {key: meant(str(old[key])) for key in _PATHS if key in old}
     if old.get("EVAL.MODEL_DIR"):
         old["EVAL.MODEL_DIR"] = where_it_is(old["EVAL.MODEL_DIR"], cfg.OUTPUT_DIR)
