@@ -5,6 +5,7 @@ import io
 import random
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -152,6 +153,37 @@ def test_millions_of_empty_files_are_stopped(tmp_path, place, monkeypatch):
     with pytest.raises(BadArchive, match="far more than it should"):
         unpack(tmp_path / "x.tar", place, LIMIT)
     assert len(contents(place)) == 10
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])
+def test_a_header_that_would_fill_the_memory_is_not_read(kind, tmp_path, place):
+    size = 16 << 20
+    member = tarfile.TarInfo("0.jpg")
+    member.pax_headers = {"comment": "x" * size}
+    make_tar(tmp_path / "x", [("1.jpg", b"1"), member], MODES[kind])
+    tracemalloc.start()
+    with pytest.raises(BadArchive, match="it has a header that no honest archive has"):
+        unpack(tmp_path / "x", place, LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < size / 2
+    tracemalloc.stop()
+
+
+def test_a_sparse_file_is_refused(tmp_path, place):
+    member = tarfile.TarInfo("0.jpg")
+    member.type = tarfile.GNUTYPE_SPARSE
+    make_tar(tmp_path / "x.tar", [member])
+    with pytest.raises(BadArchive, match="it has a header that no honest archive has"):
+        unpack(tmp_path / "x.tar", place, LIMIT)
+
+
+def test_links_without_end_are_stopped_too(tmp_path, place, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_FILES", 10)
+    links = [tarfile.TarInfo(f"{n}") for n in range(11)]
+    for link in links:
+        link.type, link.linkname = tarfile.SYMTYPE, "x"
+    make_tar(tmp_path / "x.tar", links)
+    with pytest.raises(BadArchive, match="far more than it should"):
+        unpack(tmp_path / "x.tar", place, LIMIT)
 
 
 def test_only_one_level_of_archives_is_unpacked(tmp_path, place):
