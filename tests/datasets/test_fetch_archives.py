@@ -155,7 +155,7 @@ def test_millions_of_empty_files_are_stopped(tmp_path, place, monkeypatch):
     assert len(contents(place)) == 10
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
 def test_a_header_that_would_fill_the_memory_is_not_read(kind, tmp_path, place):
     size = 16 << 20
     member = tarfile.TarInfo("0.jpg")
