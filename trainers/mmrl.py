@@ -142,7 +142,7 @@ class MMRL(FrozenCLIP):
         options, clip_model = self.options, self.clip_model
         towers = clip_model.visual.transformer, clip_model.transformer
         depth = min(len(tower.resblocks) for tower in towers)
-        if options.FIRST_LAYER > depth:
+        if depth < options.FIRST_LAYER:
             name = f"TRAINER.{type(self).__name__.upper()}.FIRST_LAYER"
             raise UserError(f"{name} is {options.FIRST_LAYER}: this backbone's towers have layers 1 to {depth}")
         self.trained_on = self.cfg.DATASET.NAME, self.dm.dataset.classnames
@@ -251,7 +251,8 @@ class MMRL(FrozenCLIP):
         alpha = self.options.ALPHA
         if self.options.FUSION == "logits":
             return alpha * own + (1 - alpha) * rep
-        return (alpha * own.softmax(dim=-1) + (1 - alpha) * rep.softmax(dim=-1)).log()
+        shares = torch.tensor([alpha, 1 - alpha], device=own.device).log()
+        return torch.logaddexp(own.log_softmax(dim=-1) + shares[0], rep.log_softmax(dim=-1) + shares[1])
 
     def compare(self, image_features, class_features):
         own, rep = self.both_logits(image_features, class_features)
@@ -263,7 +264,8 @@ class MMRL(FrozenCLIP):
     def loss(self, image, label):
         """image: what `encode_view` gives."""
         alpha, weight = self.options.ALPHA, self.options.REG_WEIGHT
-        frozen = pool_images(self.clip_model.visual, image[:, -1:]).float()  # (B, E), f_c0
+        with self.autocast():
+            frozen = pool_images(self.clip_model.visual, image[:, -1:]).float()  # (B, E), f_c0
         image_features, class_features = self.deep_image(image[:, :-1]), self.class_features()
         own, rep = self.both_logits(image_features, class_features)
         image_distance = 1 - F.cosine_similarity(image_features[:, 0], frozen).mean()
