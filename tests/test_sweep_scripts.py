@@ -130,7 +130,8 @@ def test_list_prints_a_line_for_each_run_that_does_what_the_scripts_do(shell):
     assert shell.command("bash", "-c", lines[0], OUTPUT="", DATA="").returncode == 0
     train, test = shell.calls
     folder = "base2new/train_base/emoji/shots_5/CoOp/embedded/seed1"
-    expected = command("emoji", 1, "embedded overlays/base2new", folder, "base", trainer="CoOp", shots=5)
+    files = "vit_b16 overlays/embedded overlays/base2new"
+    expected = command("emoji", 1, files, folder, "base", trainer="CoOp", shots=5)
     assert train == f"{expected} DATASET.TEMPLATE it is {{}}"
     assert "--eval-only" in test and "test_new/emoji/" in test
     assert listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'") == lines[1:]
