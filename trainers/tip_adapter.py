@@ -19,7 +19,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
 from .parts.trainer import COUNT, POSITIVE, WEIGHT
 
@@ -51,6 +51,7 @@ class Cache(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(FrozenCLIP):
+    use = "tip_adapter"
     limits = {"ALPHA": WEIGHT, "BETA": WEIGHT, "ALPHA_MAX": POSITIVE, "BETA_MAX": POSITIVE, "KEY_VIEWS": COUNT}
     frozen_texts = True
     learns = False
@@ -61,7 +62,7 @@ class TipAdapter(FrozenCLIP):
         return Cache(len(self.dm.dataset.train_x), self.clip_model.visual.output_dim, self.options, self.learns)
 
     def class_texts(self):
-        prompts = template(self.cfg.DATASET, "tip_adapter")
+        prompts = self.template()
         if isinstance(prompts, str):
             return self.prompted(prompts)
         features = [F.normalize(self.prompted(prompt), dim=-1) for prompt in prompts]

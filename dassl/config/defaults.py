@@ -55,6 +55,7 @@ _C.DATALOADER.TEST.BATCH_SIZE = 32
 
 _C.MODEL = CN()
 _C.MODEL.INIT_WEIGHTS = ""
+_C.MODEL.RECIPE = ""  # if set, only the rows of OVERRIDES that name it hold: embedded
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
 _C.MODEL.BACKBONE.PRETRAINED = True

@@ -93,7 +93,8 @@ class CLIPTrainer(TrainerX):
         node = type(self).__name__.upper()
         options = cfg.TRAINER[node]
         check_choice(node, options, "PREC", self.precisions)
-        for key, limits in self.limits.items():
+        shared = {"VIEWS": OR_NONE} if "VIEWS" in options else {}
+        for key, limits in {**shared, **self.limits}.items():
             if not limits.hold(options[key]):
                 raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: it must be {limits}")
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
