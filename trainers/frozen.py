@@ -178,7 +178,7 @@ class FrozenCLIP(CLIPTrainer):
     def frozen_features(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W) -> (N, E) by CLIP alone."""
         with self.offload.needed():
-            return in_microbatches(self.encode_image, image.to(self.device))
+            return in_microbatches(self.encode_image, image.to(self.device, non_blocking=True))
 
     @torch.no_grad()
     def prompted(self, prompt: str) -> Tensor:

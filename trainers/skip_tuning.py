@@ -111,7 +111,7 @@ class SkipTuning(CLIPTrainer):
             self.encoders = {name: torch.compile(encoder) for name, encoder in self.encoders.items()}
 
         # What lies before omega is constant (Eq. 5): t^omega is computed here, v^omega by the training loader.
-        tokens = tokenize([self.template().format(name) for name in self.classnames]).to(self.device)  # (C, 77)
+        tokens = tokenize([self.template().format(name) for name in self.classnames])  # (C, 77)
         with self.autocast():
             self.t = shallow_text(clip_model, tokens, options.OMEGA)
         if self.train_loader_x is not None:
@@ -152,7 +152,7 @@ class SkipTuning(CLIPTrainer):
             return shallow_image(visual, part, omega)
 
         with self.offload.needed(), self.autocast():
-            return in_microbatches(shallow, image.to(self.device))
+            return in_microbatches(shallow, image.to(self.device, non_blocking=True))
 
     def idle_parameters(self):
         """The skipped halves; without a cache only the token embedding, as images are embedded in every step."""

@@ -20,6 +20,11 @@ What a method writes:
                 per_step            the learning rate follows steps instead of epochs
                 fine_tunes_clip     what learns is part of CLIP, so PREC holds for it too
 
+What a step asks of the host, on a GPU: nothing. Draws are made on the CPU and copied without waiting; only Skip Tuning
+in scope image asks for the number of kept classes (parts/cskip.py), and a scaled loss under an optimizer that is not
+fused whether its gradients overflowed. The last step of an epoch asks whether the loss is finite, and a progress line
+for the numbers in it. An extraction waits for its features once for EXTRACTION_BATCH images, a test at its end.
+
 Notation: B images, C classes, E joint width.
 """
 
@@ -256,7 +261,7 @@ class CLIPTrainer(TrainerX):
         if class_features is None:
             class_features = self.class_features()
         with self.offload.needed():
-            features = in_microbatches(self.image_features, image.to(self.device))
+            features = in_microbatches(self.image_features, image.to(self.device, non_blocking=True))
         return self.compare(features, class_features)
 
     @torch.no_grad()
