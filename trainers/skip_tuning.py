@@ -51,7 +51,7 @@ def extend_cfg(cfg):
     node.TEMPLATE = ""  # prompt of all datasets, with {} for the class; "": that of TEMPLATES
     node.TEMPLATES = CfgNode(new_allowed=True)  # dataset: prompt; all others: "default"
     node.TEMPLATES.default = "a photo of a {}."
-    node.PREC = "auto"  # amp on CUDA, fp32 on the CPU; parts/precision.py has the table
+    node.PREC = "auto"  # amp on CUDA, on CPUs bf16 or fp32; parts/precision.py has the table
     node.COMPILE = False  # torch.compile: a minute of compiling for steps that were 5 % shorter on our CPU
 
 
