@@ -96,6 +96,7 @@ _C.OPTIM.WARMUP_RECOUNT = True  # the schedule behind the warm-up starts at its 
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; below 1: only the last
 _C.TRAIN.PRINT_FREQ = 10  # batches
+_C.TRAIN.CPU_PREC = "auto"  # what PREC auto means on a CPU: fp32 or bf16; auto: bf16 where its products are native
 _C.TRAIN.STEP_IN_BACKWARD = True  # weights are updated within the backward pass where that is exact; False keeps .grad
 _C.TRAIN.MEASURE_MEMORY = False  # on a CPU, count all living tensors in the first two steps (slow); CUDA always tells
 
