@@ -284,7 +284,7 @@ def start(argv):
     check_folders(cfg)
     folder = Path(cfg.OUTPUT_DIR)
     result = folder / "result.json"
-    if not result.exists():
+    if not result.exists() or (folder / ".lock").exists():  # left by a run that was killed when all but that was done
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
