@@ -9,12 +9,14 @@ Notation: N images, C classes of the whole dataset, K of them base.
 import json
 import statistics
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from .gate import Broken
+from .read import BESIDE, SCORES, Run
+from .tables import Row, Table, accuracy_cells, shown, titled
 
 FILE = "logits.npz"
 ARRAYS = {  # kind and number of dimensions
@@ -22,7 +24,6 @@ ARRAYS = {  # kind and number of dimensions
     **{"images": ("U", 1), "classnames": ("U", 1), "about": ("U", 0)},
 }
 SAME = ("dataset", "split", "shots", "seed", "trainer", "backbone", "preset", "tested", "logit_scale")
-SCORES = ("mcm", "msp", "max_logit", "energy")
 ACCEPTED = 0.95  # share of the images for which FPR95 sets its threshold
 
 
@@ -45,13 +46,13 @@ def read_half(folder: Path) -> Half:
     """The logits that the test in `folder` kept. Raises Broken."""
     file = folder / FILE
     if not file.is_file():
-        raise Broken(f"no {FILE}; test it with TEST.SAVE_LOGITS True")
+        raise Broken(f"{shown(folder)} has no {FILE}: test it into another folder with TEST.SAVE_LOGITS True")
     try:
         with np.load(file, allow_pickle=False) as opened:
             arrays = {name: opened[name] for name in ARRAYS}
         about = json.loads(str(arrays["about"]))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise Broken(f"{FILE} is damaged ({error}); remove it and test again") from None
+        raise Broken(f"{shown(file)} is damaged ({error}): remove that test and give its command again") from None
     check_arrays(arrays, about)
     logits = arrays["highest"].astype(np.float64)[:, None] + arrays["relative_logits"]
     names = (arrays["images"].tolist(), arrays["classnames"].tolist())
@@ -81,23 +82,23 @@ def check_halves(base: Half, new: Half) -> None:
     """Broken, with the reason, unless both are of the same weights and together the whole dataset."""
     for half, part in ((base, "base"), (new, "new")):
         if half.about.get("subsample") != part:
-            raise Broken(f"can't be joined: its classes are {half.about.get('subsample')}, not {part}")
+            raise Broken(f"its classes are {half.about.get('subsample')}, not {part}")
     for key in SAME:
         there, here = base.about.get(key), new.about.get(key)
         if there != here:
-            raise Broken(f"can't be joined with its base half: {key} {there} there, {here} here")
+            raise Broken(f"{key} {there} there, {here} here")
     there, here = (half.about.get("options") or {} for half in (base, new))
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
-            raise Broken(f"can't be joined with its base half: {key} {there.get(key)} there, {here.get(key)} here")
+            raise Broken(f"{key} {there.get(key)} there, {here.get(key)} here")
     if base.about.get("weights") != new.about.get("weights"):
-        raise Broken("can't be joined with its base half: they tested other weights")
+        raise Broken("they tested other weights")
     if base.classnames != new.classnames:
-        raise Broken("can't be joined with its base half: their logits are of other classes")
+        raise Broken("their logits are of other classes")
     if sorted([*base.own, *new.own]) != list(range(len(base.classnames))):
-        raise Broken("can't be joined with its base half: their classes are not the whole dataset's, each once")
+        raise Broken("their classes are not the whole dataset's, each once")
     if set(base.images) & set(new.images):
-        raise Broken("can't be joined with its base half: they have images in common")
+        raise Broken("they have images in common")
 
 
 # --- numbers --------------------------------------------------------------------------------------------
@@ -174,6 +175,76 @@ def numbers(base: Half, new: Half) -> dict[str, float]:
 
 def join(base: Path, new: Path) -> dict[str, float]:
     """`numbers` of the halves in two folders. Raises Broken."""
-    halves = read_half(base), read_half(new)
-    check_halves(*halves)
-    return numbers(*halves)
+    half, other = read_half(base), read_half(new)
+    check_halves(half, other)
+    return numbers(half, other)
+
+
+# --- many runs ------------------------------------------------------------------------------------------
+
+
+def add_joined(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
+    """-> (the runs, those on new classes with the numbers of both halves, {folder: why there are none})."""
+    bases = {halves(run): run for run in runs if run.part == "train_base"}
+    found, problems = [], {}
+    for run in runs:
+        base = bases.get(halves(run)) if run.part == "test_new" else None
+        if base:
+            try:
+                run = replace(run, beside=run.beside | join(base.file.parent, run.file.parent))
+            except Broken as error:
+                problems[run.file.parent] = f"not joined with {shown(base.file.parent)}: {error}"
+        found.append(run)
+    return found, problems
+
+
+def halves(run: Run) -> tuple:
+    """What the two halves of one seed share."""
+    return run.experiment, run.seed, run.backbone, run.tested, run.split
+
+
+def figures(tables: list[Table]) -> list[dict]:
+    """Two tables for `layout` of each base-to-new table with joined halves: all classes at once; base told from new."""
+    found = []
+    for table in tables:
+        rows = [row for row in table.rows + table.averages if "gen_h" in row.cells]
+        if rows:
+            found += [generalised(table, rows), near_ood(table, rows)]
+    return found
+
+
+NOTES = (
+    "ECE: 15 bins, of each half among its own classes; Gen.: each half's images among all classes, and H of the two",
+    "OpenworldAUC: pairs of a base and a new image that are both right, and in the right order; docs/CALIBRATION.md",
+    "told apart by the base classes alone, base images being positive. FPR95 id: new images accepted with 95% of the",
+    "  base ones, ood: base images flagged with 95% of the new ones",
+)
+NAMES = [["dataset", "Dataset", "text"], ["trainer", "Trainer", "text"], ["config", "Config", "text"]]
+N = ["n", "n", "number"]
+
+
+def line_of(row: Row) -> dict:
+    """What begins a line."""
+    n = str(row.cells["gen_h"].n) if row.values else ""
+    return {"dataset": row.name, "trainer": row.trainer, "config": row.config, "n": n}
+
+
+def generalised(table: Table, rows: list[Row]) -> dict:
+    """Accuracy and calibration of each half by itself, and both against all classes."""
+    names = ("ece15_base", "ece15_new", "gen_base", "gen_new", "gen_h", "openworld_auc")
+    columns = [["h", "H", "percent"], *([name, BESIDE[name].replace(" ", "\n"), "percent"] for name in names)]
+    lines = [line_of(row) | accuracy_cells(row, ("H", *names)) for row in rows]
+    return titled(table, "all classes at once", [*NAMES, *columns, N], lines)
+
+
+def near_ood(table: Table, rows: list[Row]) -> dict:
+    """A line for each method and score: how well base images are told from new ones by the base classes alone."""
+    metrics = {"auroc": "AUROC", "aupr": "AUPR", "fpr95_id": "FPR95\nid", "fpr95_ood": "FPR95\nood"}
+    columns = [["score", "Score", "text"], *([name, head, "percent"] for name, head in metrics.items()), N]
+    lines = []
+    for row in rows:
+        for score in SCORES:
+            cells = accuracy_cells(row, [f"{name}_{score}" for name in metrics])
+            cells = {name: cells[f"{name}_{score}"] for name in metrics}
+            lines.append(line_of(row) | {"score": score} | cells)
+    return titled(table, "base told from new", [*NAMES, *columns], lines)

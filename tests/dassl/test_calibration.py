@@ -141,12 +141,13 @@ class TestOfARun:
         plain = build_trainer(cfg)
         plain.train()
         set_random_seed(0)
-        cfg.merge_from_list(["TEST.TEMPERATURE", "2.5", "OUTPUT_DIR", cfg.OUTPUT_DIR + "_scaled"])
+        cfg.merge_from_list(["TEST.TEMPERATURE", "1000", "OUTPUT_DIR", cfg.OUTPUT_DIR + "_scaled"])
         scaled = build_trainer(cfg)
         scaled.train()
         found = scaled.evaluator.calibration
         beside = found.pop("temperature")
-        assert found == plain.evaluator.calibration and beside["value"] == 2.5 and beside["nll"] != found["nll"]
+        assert found == plain.evaluator.calibration and beside["value"] == 1000
+        assert beside["mean_confidence"] < found["mean_confidence"]
 
     def test_tests_between_epochs_have_none(self, cfg):
         cfg.merge_from_list(["TEST.TEMPERATURE", "auto"])
