@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from results.layout import table_text
-from results.published import PUBLISHED, Published
+from results.published import BACKBONE, PUBLISHED, Published, with_extra
 from results.read import Run, absolute, check_together, find_runs, read_all
 from results.tables import (
     any_console,
@@ -48,6 +48,9 @@ def print_tables(runs: list[Run], args: argparse.Namespace) -> None:
     for table in tables:
         lines = figure(table, published)
         print(f"{heading_mark}{lines['title']}, {shown(table.where)}\n\n{table_text(lines, markup)}\n")
+    if published and any(table.protocol == "base2new" and table.backbone in (BACKBONE, "") for table in tables):
+        lines = with_extra()
+        print(f"{heading_mark}{lines['title']}\n\n{table_text(lines, markup)}\n")
     shown_notes = list(notes(tables, args.ci95, published))
     if args.openworld:
         from results import openworld
