@@ -16,7 +16,7 @@ from pathlib import Path
 from .ablation import ACCURACIES
 from .costs import over
 from .layout import table_text
-from .published import Published
+from .published import Published, with_extra
 from .read import read_folder
 from .tables import (
     Row,
@@ -121,7 +121,8 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
     """The tables of a comparison's folder, for `layout` -> (figures, problems)."""
     runs, problems = read_folder(folder)
     tables = [table for table in build_tables(runs) if table.protocol == "base2new"]
-    return [figure for table in tables for figure in compare(table)], problems
+    found = [figure for table in tables for figure in compare(table)]
+    return found + [with_extra()] * bool(found), problems
 
 
 def main(argv: list[str] | None = None) -> int:

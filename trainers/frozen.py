@@ -68,7 +68,7 @@ def ensemble() -> list[str]:
 def add_options(cfg, trainer: type) -> Config:
     """TRAINER.<NAME> with the options that every subclass of FrozenCLIP has, to which it adds its own."""
     node = cfg.TRAINER[trainer.__name__.upper()] = Config()
-    node.PREC = "auto"  # of the frozen CLIP: fp16 on CUDA, fp32 on the CPU; or bf16, amp. What learns is fp32
+    node.PREC = "auto"  # of the frozen CLIP: fp16 on CUDA, bf16 or fp32 on CPUs; also amp. What learns is fp32
     if trainer.frozen_images:
         node.VIEWS = 0  # augmented views of each image whose features are cached; 0: fresh ones in every epoch
     return node
@@ -172,7 +172,7 @@ class FrozenCLIP(CLIPTrainer):
     def frozen_features(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W) -> (N, E) by CLIP alone."""
         with self.offload.needed():
-            return in_microbatches(self.encode_image, image.to(self.device))
+            return in_microbatches(self.encode_image, image.to(self.device, non_blocking=True))
 
     @torch.no_grad()
     def prompted(self, prompt: str) -> Tensor:

@@ -42,8 +42,8 @@ class ProGrad(FrozenCLIP):
     def build(self):
         self.teacher = self.hand_written()  # (C, E)
         words = self.options.CTX_INIT or self.template().split("{}")[0]
-        vectors = torch.zeros(self.options.N_CTX, self.clip_model.transformer.width)
-        last = word_vectors(self.clip_model, words)[-self.options.N_CTX :].cpu()
+        last = word_vectors(self.clip_model, words)[-self.options.N_CTX :]
+        vectors = last.new_zeros(self.options.N_CTX, last.shape[1])
         vectors[len(vectors) - len(last) :] = last
         return Context(self.clip_model, self.classnames, vectors)
 

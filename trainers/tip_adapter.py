@@ -82,9 +82,8 @@ class TipAdapter(FrozenCLIP):
     def cached(self, affinity, beta):
         """exp(-BETA (1 - f F^T)) V: (B, K) -> (B, C); 0 for classes without a key."""
         number = len(self.classnames)
-        place = torch.tensor(columns(self.trained, self.classnames), device=affinity.device)[
-            self.learned.labels
-        ]  # (K,)
+        place = torch.tensor(columns(self.trained, self.classnames)).to(affinity.device, non_blocking=True)
+        place = place[self.learned.labels]  # (K,)
         place = place.where(place >= 0, number)  # keys of classes that aren't asked for
         weights = (-beta * (1 - affinity)).exp()
         return weights.new_zeros(len(weights), number + 1).index_add(1, place, weights)[:, :number]

@@ -147,13 +147,18 @@ class ClassTexts(NamedTuple):
 
 @torch.no_grad()
 def embed_texts(clip_model: nn.Module, tokens: Tensor) -> ClassTexts:
-    """tokens (C, 77) -> ClassTexts in front of block 0, with positions; no graph."""
+    """tokens (C, 77) -> ClassTexts in front of block 0, on the model's device, with positions; no graph.
+
+    Tokens that are still on the CPU spare it the wait for the two lengths that it has to know.
+    """
     end = tokens.argmax(dim=-1)  # (C,), end-of-text has the largest id
     same = (tokens == tokens[0]).all(dim=0).long().cumprod(dim=0).sum()
     shared = int(torch.minimum(same, end.min()))  # every text keeps at least its end-of-text token
-    x = clip_model.token_embedding(tokens[:, : int(end.max()) + 1].long()).to(clip_model.dtype)  # (C, L, D)
+    device = clip_model.positional_embedding.device
+    needed = tokens[:, : int(end.max()) + 1].long().to(device)  # (C, L)
+    x = clip_model.token_embedding(needed).to(clip_model.dtype)  # (C, L, D)
     x = x + clip_model.positional_embedding[: x.shape[1]].to(x)
-    return ClassTexts(x[0, :shared], x[:, shared:], end - shared)
+    return ClassTexts(x[0, :shared], x[:, shared:], (end - shared).to(device))
 
 
 def run_texts(
