@@ -17,9 +17,9 @@ from tests.server import Server
 
 # Files and folders that start processes, train or export: `make quick` leaves them out.
 SLOW = (
-    *("benchmarks/", "swap/", "sweeps/", "test_ablate_scripts.py", "test_embedded", "test_export.py", "test_make.py"),
-    *("test_own_modules.py", "test_oracles.py", "test_predict", "test_scripts.py", "test_sweep_scripts.py"),
-    "test_train.py",
+    *("benchmarks/", "swap/", "sweeps/", "test_ablate_scripts.py", "test_embedded", "test_export.py", "test_joined"),
+    *("test_make.py", "test_own_modules.py", "test_oracles.py", "test_predict", "test_scripts.py", "test_train.py"),
+    "test_sweep_scripts.py",
     *("clip/test_formats.py", "clip/test_hub.py", "clip/test_load.py", "dassl/test_resume.py", "dassl/test_memory.py"),
     *("datasets/test_fetch", "results/test_page.py", "trainers/test_", "trainers/parts/test_exact.py"),
 )
