@@ -44,10 +44,10 @@ its shots, the protocol and the preset, flags, KEY VALUE pairs.
 examples:
   python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/few_shot.yaml \\
       --dataset-config-file configs/datasets/eurosat.yaml --output-dir output/few DATASET.NUM_SHOTS 16
-  python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
+  python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/embedded.yaml \\
       --dataset-config-file configs/datasets/emoji.yaml --output-dir output/try \\
       DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES base
-  python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
+  python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/embedded.yaml \\
       --dataset-config-file configs/datasets/emoji.yaml --output-dir output/try_new \\
       --eval-only --model-dir output/try DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES new
 
@@ -293,7 +293,7 @@ def start(argv):
     check_folders(cfg)
     folder = Path(cfg.OUTPUT_DIR)
     result = folder / "result.json"
-    if not result.exists():
+    if not result.exists() or (folder / ".lock").exists():  # left by a run that was killed when all but that was done
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -10,7 +10,6 @@ or broken is listed and left out.
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from .tables import (
     Row,
     Table,
     accuracy_cells,
-    any_console,
     build_tables,
     finish,
+    folder_of,
     group,
     mean,
     memory_column,
@@ -127,17 +126,10 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; -> the exit code."""
-    any_console()
-    parser = argparse.ArgumentParser(
-        prog="python -m results.comparison",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="such as output/compare")
-    folder = parser.parse_args(argv).folder
+    folder = folder_of("results.comparison", __doc__, "output/compare", argv)
     found, problems = figures(folder)
     for figure in found:
-        print(f"{figure['title']}, {shown(folder.absolute())}\n\n{table_text(figure)}\n")
+        print(f"{figure['title']}, {shown(folder)}\n\n{table_text(figure)}\n")
     if found:
         print(*NOTES, sep="\n")
     return finish(found, problems, f"no base-to-new runs in {folder}; first: bash scripts/compare.sh emoji")

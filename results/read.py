@@ -119,8 +119,9 @@ def place_of(record: dict, path: dict) -> dict:
     if path.get("seed", 0) < 0:  # SEED -1: each half has drawn its own
         place["seed"] = path["seed"]
     if path["protocol"] == "other":
-        files = record.get("config_files")  # the method's own first, then overlays
-        place["config"] = "_".join(filter(None, (Path(files[0]).stem if files else "", preset))) or "-"
+        files = [Path(file).stem for file in record.get("config_files") or ()]  # the method's own first, then overlays
+        own = "embedded" if "embedded" in files else "".join(files[:1])
+        place["config"] = "_".join(filter(None, (own, preset))) or "-"
     return place | {"dataset": dataset_stems().get(record["dataset"], record["dataset"])}
 
 

@@ -4,6 +4,7 @@ A cell holds runs of one experiment that differ in their seed alone: same traine
 (the split's hash) and same tested split. What differs in any of these stands in another row or table.
 """
 
+import argparse
 import csv
 import io
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from .published import BACKBONE, Published
-from .read import BESIDE, COSTS, TEST_ONLY, Run
+from .read import BESIDE, COSTS, TEST_ONLY, Run, absolute
 
 CSV_COLUMNS = (
     *("protocol", "folder", "backbone", "shots", "dataset", "trainer", "config", "metric", "mean", "spread", "n"),
@@ -387,6 +388,15 @@ def finish(found: object, problems: dict[Path, str], nothing: str) -> int:
         print(f"Error: {nothing}", file=sys.stderr)
         return 2
     return 1 if problems else 0
+
+
+def folder_of(module: str, description: str, example: str, argv: list[str] | None) -> Path:
+    """The folder that a command line of ours with nothing else names, as the user means it."""
+    any_console()
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description, formatter_class=form)
+    parser.add_argument("folder", type=Path, help=f"such as {example}")
+    return absolute(parser.parse_args(argv).folder)
 
 
 def any_console(*streams: TextIO) -> None:

@@ -36,8 +36,9 @@ def run(images, tmp_path, monkeypatch, capsys):
     def run(part, *words, trainer="ZeroshotCLIP"):
         half = {"base": "train_base", "new": "test_new"}[part]
         folder = tmp_path / "output" / half / "custom/shots_2/ZeroshotCLIP/embedded/seed1"
-        argv = ["--trainer", trainer, "--config-file", f"configs/trainers/{trainer}/embedded.yaml"]
-        argv += ["configs/overlays/base2new.yaml", "--dataset-config-file", "configs/datasets/custom.yaml"]
+        overlays = ["configs/overlays/embedded.yaml", "configs/overlays/base2new.yaml"]
+        argv = ["--trainer", trainer, "--config-file", f"configs/trainers/{trainer}/vit_b16.yaml", *overlays]
+        argv += ["--dataset-config-file", "configs/datasets/custom.yaml"]
         argv += ["--root", str(tmp_path), "--output-dir", str(folder)]
         flags = [word for word in words if word.startswith("--") or words[words.index(word) - 1] == "--model-dir"]
         pairs = [word for word in words if word not in flags]

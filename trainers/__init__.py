@@ -22,6 +22,7 @@ METHODS = (
     "tcp",
     "coprompt",
     "dept",
+    "mmrl",
     "tip_adapter",
 )
 MODULES = [import_module(f".{name}", __name__) for name in METHODS]

@@ -55,6 +55,7 @@ _C.DATALOADER.TEST.BATCH_SIZE = 32
 
 _C.MODEL = CN()
 _C.MODEL.INIT_WEIGHTS = ""
+_C.MODEL.RECIPE = ""  # if set, only the rows of OVERRIDES that name it hold: embedded
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
 _C.MODEL.BACKBONE.PRETRAINED = True
@@ -95,6 +96,7 @@ _C.OPTIM.WARMUP_RECOUNT = True  # the schedule behind the warm-up starts at its 
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; below 1: only the last
 _C.TRAIN.PRINT_FREQ = 10  # batches
+_C.TRAIN.CPU_PREC = "auto"  # what PREC auto means on a CPU: fp32 or bf16; auto: bf16 where its products are native
 _C.TRAIN.STEP_IN_BACKWARD = True  # weights are updated within the backward pass where that is exact; False keeps .grad
 _C.TRAIN.MEASURE_MEMORY = False  # on a CPU, count all living tensors in the first two steps (slow); CUDA always tells
 

@@ -116,6 +116,7 @@ RANGES = {
     "OPTIM.WARMUP_MIN_LR": number(0),
     "TRAIN.CHECKPOINT_FREQ": whole(-1),
     "TRAIN.PRINT_FREQ": whole(1),
+    "TRAIN.CPU_PREC": choice("auto", "fp32", "bf16"),
     "TEST.SPLIT": choice("test", "val"),
     "TEST.FINAL_MODEL": choice("last_step", "best_val"),
     "TEST.TEMPERATURE": Rule("a number above 0, or 'auto'", _temperature),

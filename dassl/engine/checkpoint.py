@@ -17,6 +17,7 @@ _FREE = (
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
+    "MODEL.RECIPE",  # the rows that it chose are among the options
     "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",

@@ -245,7 +245,7 @@ class SimpleTrainer(TrainerBase):
         return self.model(input)
 
     def parse_batch_test(self, batch):
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
 
 
 class TrainerX(SimpleTrainer):
@@ -286,7 +286,7 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch):
         """image (B, 3, H, W), label (B,), domain (B,) on the device."""
-        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain"))
 
 
 class TrainerXU(SimpleTrainer):

@@ -79,7 +79,7 @@ class TestVersions:
         assert (run.protocol, run.part, run.dataset, run.preset) == expected
 
     def test_outside_the_layout_its_own_file_and_the_preset_name_the_config(self, put, tmp_path):
-        files = ["configs/trainers/CoOp/embedded.yaml", "configs/overlays/matched.yaml"]
+        files = ["configs/trainers/CoOp/vit_b16.yaml", "configs/overlays/embedded.yaml", "configs/overlays/xd.yaml"]
         assert read_run(put("x", new(config_files=files, preset="matched")), tmp_path).config == "embedded_matched"
         assert read_run(put("y", new(config_files=[], preset="")), tmp_path).config == "-"
 

@@ -87,6 +87,7 @@ def make_cfg_in(pictures):
             "OPTIM.LR_SCHEDULER": "cosine",
             "OPTIM.MAX_EPOCH": 2,
             "SEED": 1,
+            "TRAIN.CPU_PREC": "fp32",  # on every machine
             "USE_CUDA": False,
             "TRAINER.SKIPTUNING.OMEGA": 2,
         }

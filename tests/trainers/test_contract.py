@@ -57,6 +57,8 @@ METHODS = {
         published=(*TWO_VIEWS, "TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
     ),
     "DePT": Method(2_048 + 2_048 + 513 * 8, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5"), exclusive=True),  # 8 classes
+    "MMRL": Method(4_992_256, opts=(*DEEP, "TRAINER.MMRL.FIRST_LAYER", "2"), exclusive=True),
+    "MMRLpp": Method(813_312, opts=(*DEEP, "TRAINER.MMRLPP.FIRST_LAYER", "2"), exclusive=True),
     "TipAdapter": Method(0),
     "TipAdapterF": Method(32 * 512, opts=ADAM),  # 32 images
 }
