@@ -1,6 +1,7 @@
 """Read many runs, print tables: mean and spread over seeds, harmonic mean, training time, peak memory.
 
     python parse_test_res.py output/               every experiment below output/, as tables
+    python parse_test_res.py output/ --openworld   base and new in one test, too, from the logits that tests kept
     python parse_test_res.py EXPERIMENT            one experiment: a folder that holds seed1, seed2, ...
     python parse_test_res.py FOLDER --multi-exp    each experiment in FOLDER, and their average
 

@@ -107,7 +107,7 @@ _C.TEST.COMPUTE_CMAT = False
 _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"
 _C.TEST.FINAL_MODEL = "last_step"  # or best_val
-_C.TEST.TEMPERATURE = None  # calibration also of logits / T: a number, or auto: the best on the validation images
+_C.TEST.TEMPERATURE = ""  # calibration also of logits / T: a number, or "auto", the best on the validation images
 _C.TEST.SAVE_LOGITS = False  # logits of all the dataset's classes into OUTPUT_DIR, for what parse_test_res.py joins
 
 _C.TRAINER = CN()

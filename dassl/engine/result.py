@@ -43,10 +43,10 @@ def learned_parameters(trainer):
 
 def calibration_of(trainer):
     """What the evaluator found beside accuracy, and the factor before the softmax; None without a test."""
-    found = trainer.evaluator.calibration
+    found = getattr(trainer.evaluator, "calibration", None)  # an evaluator or trainer of the user's may have none
     if found is None:
         return None
-    scale = getattr(trainer, "scale", None)  # a trainer of the user's may have none
+    scale = getattr(trainer, "scale", None)
     return {**found, "logit_scale": None if scale is None else float(scale)}
 
 
