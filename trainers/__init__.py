@@ -23,6 +23,10 @@ METHODS = (
     "coprompt",
     "dept",
     "tip_adapter",
+    "two_sfs",
+    "clip_svd",
+    "prolip",
+    "lp_pp",
 )
 MODULES = [import_module(f".{name}", __name__) for name in METHODS]
 

@@ -180,14 +180,29 @@ class FrozenCLIP(CLIPTrainer):
         with self.offload.needed():
             return in_microbatches(self.encode_image, image.to(self.device))
 
+    def validation(self) -> tuple[Tensor, Tensor] | None:
+        """Features (N, E) of the validation images by CLIP alone and their labels (N,); None if there are none."""
+        if self.val_loader is None:
+            return None
+        batches = [(self.frozen_features(batch["img"]), batch["label"]) for batch in self.val_loader]
+        features, labels = zip(*batches, strict=True)
+        return torch.cat(features), torch.cat(labels).to(self.device)
+
     @torch.no_grad()
     def prompted(self, prompt: str) -> Tensor:
         """Frozen CLIP's features (C, E) for a hand-written prompt with {} for the class."""
         return self.encode_text(embed(self.clip_model, [prompt.format(name) for name in self.classnames]))
 
     def hand_written(self, use: str = "zero_shot") -> Tensor:
-        """Frozen CLIP's features (C, E) for the prompt that configs/templates.yaml has for `use`."""
-        return self.prompted(template(self.cfg.DATASET, use))
+        """Frozen CLIP's features (C, E) for the prompt that configs/templates.yaml has for `use`.
+
+        Of several prompts it is the mean of their unit features.
+        """
+        prompts = template(self.cfg.DATASET, use)
+        if isinstance(prompts, str):
+            return self.prompted(prompts)
+        features = [F.normalize(self.prompted(prompt), dim=-1) for prompt in prompts]
+        return torch.stack(features).mean(dim=0)
 
     def ensemble_features(self) -> Tensor:
         """Mean text features (C, E) over the prompt ensemble."""
