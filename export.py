@@ -22,7 +22,7 @@ from clip.origins import openai_facts
 from clip.writing import write_folder, write_openai
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import MissingFile, Parser, UserError, exit_code, read_json, write_atomic
-from trainers.frozen import FrozenCLIP, template
+from trainers.frozen import FrozenCLIP
 
 EPILOG = """
 targets:
@@ -133,7 +133,7 @@ def to_folder(trainer, result, args, folder):
     facts = pixels_of(trainer, model)
     write_folder(model, folder, facts, trainer.cfg.INPUT.INTERPOLATION)
     others = [read_json(path) for path in args.results]
-    text = model_card(result, facts, prompt_of(trainer), rounding(trainer, model), others)
+    text = model_card(result, facts, trainer.template(), rounding(trainer, model), others)
     write_atomic(folder / "README.md", text.encode())
     write_classes(trainer, folder)
     say("Verifying: loading what was written")
@@ -224,13 +224,6 @@ def compare(model, facts, place):
 def write_classes(trainer, folder):
     """classes.txt, one name a line, as the prompts have them."""
     write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in trainer.classnames).encode())
-
-
-def prompt_of(trainer):
-    """The prompt, with {} for the class name, of a method that trains or tests CLIP itself."""
-    if hasattr(trainer, "template"):
-        return trainer.template()
-    return template(trainer.cfg.DATASET, "clip_lora" if type(trainer).__name__ == "CLIPLoRA" else "zero_shot")
 
 
 def rounding(trainer, model):

@@ -22,6 +22,7 @@ METHODS = (
     "tcp",
     "coprompt",
     "dept",
+    "mmrl",
     "tip_adapter",
     "two_sfs",
     "clip_svd",

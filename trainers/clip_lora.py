@@ -27,7 +27,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, write_atomic, write_json
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.prompts import embed
 from .parts.towers import embed_images, pool_images, pool_texts, run_images, run_texts
 from .parts.trainer import COUNT, POSITIVE, Limits
@@ -67,12 +67,13 @@ class LowRank(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class CLIPLoRA(FrozenCLIP):
+    use = "clip_lora"
     limits = {"R": COUNT, "ALPHA": POSITIVE, "DROPOUT": Limits(0, 0.999)}
     frozen_images = False
     per_step = True
 
     def build(self):
-        prompt = template(self.cfg.DATASET, "clip_lora")
+        prompt = self.template()
         self.texts = embed(self.clip_model, [prompt.format(name) for name in self.classnames])
         return nn.ModuleDict(
             {

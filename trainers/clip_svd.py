@@ -105,10 +105,8 @@ class CLIPSVD(FrozenCLIP):
         self.weights = Spectra(self.blocks, learned, factors)
 
     def template(self):
-        protocol = self.cfg.PROTOCOL
-        return template(
-            self.cfg.DATASET, f"clip_svd_{protocol}" if protocol in ("base2new", "few_shot") else "zero_shot"
-        )
+        uses = {"base2new": "clip_svd_base2new", "few_shot": "clip_svd_few_shot"}
+        return template(self.cfg.DATASET, uses.get(self.cfg.PROTOCOL, self.use))
 
     def schedule(self, optim_cfg, steps):
         if self.options.COSINE == "steps":

@@ -56,6 +56,7 @@ class Probe(nn.Module):
 class LPpp(FrozenCLIP):
     limits = {"START": WEIGHT, "ALPHA_STEPS": COUNT}
     frozen_texts = True
+    use = "tip_adapter"
     scaled = ()  # no gradient runs through what PREC rounds
 
     def check_cfg(self, cfg):
@@ -64,7 +65,7 @@ class LPpp(FrozenCLIP):
             check_choice("LPPP", cfg.TRAINER.LPPP, key, allowed)
 
     def build(self):
-        self.text_features = F.normalize(self.hand_written("tip_adapter"), dim=-1)  # (C, E), t
+        self.text_features = F.normalize(self.hand_written(), dim=-1)  # (C, E), t
         self.trained = self.classnames  # the classes that w, b and alpha have rows for
         self.gradient = torch.zeros(len(self.classnames), device=self.device)  # alpha's, the sum of those so far
         self.best, self.kept = -1, {}  # most validation images right so far, and the weights of then

@@ -43,9 +43,10 @@ class Projection(nn.Module):
 class ProLIP(FrozenCLIP):
     limits = {"LAMBDA": WEIGHT}
     frozen_texts = True
+    use = "tip_adapter"
 
     def build(self):
-        self.text_features = self.hand_written("tip_adapter")  # (C, E)
+        self.text_features = self.hand_written()  # (C, E)
         self.lambda_ = self.options.LAMBDA / max(self.cfg.DATASET.NUM_SHOTS, 1)
         return Projection(self.clip_model.visual.proj)
 

@@ -51,12 +51,13 @@ class Cache(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(FrozenCLIP):
+    use = "tip_adapter"
     limits = {"ALPHA": WEIGHT, "BETA": WEIGHT, "ALPHA_MAX": POSITIVE, "BETA_MAX": POSITIVE, "KEY_VIEWS": COUNT}
     frozen_texts = True
     learns = False
 
     def build(self):
-        self.text_features = self.hand_written("tip_adapter")  # (C, E), W
+        self.text_features = self.hand_written()  # (C, E), W
         self.trained = self.classnames  # the classes that labels are numbers of
         return Cache(len(self.dm.dataset.train_x), self.clip_model.visual.output_dim, self.options, self.learns)
 
@@ -74,9 +75,8 @@ class TipAdapter(FrozenCLIP):
     def cached(self, affinity, beta):
         """exp(-BETA (1 - f F^T)) V: (B, K) -> (B, C); 0 for classes without a key."""
         number = len(self.classnames)
-        place = torch.tensor(columns(self.trained, self.classnames), device=affinity.device)[
-            self.learned.labels
-        ]  # (K,)
+        place = torch.tensor(columns(self.trained, self.classnames)).to(affinity.device, non_blocking=True)
+        place = place[self.learned.labels]  # (K,)
         place = place.where(place >= 0, number)  # keys of classes that aren't asked for
         weights = (-beta * (1 - affinity)).exp()
         return weights.new_zeros(len(weights), number + 1).index_add(1, place, weights)[:, :number]

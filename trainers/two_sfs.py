@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.cache import FeatureCache, TrainingLoader
 from .parts.class_rows import columns, make_room
 from .parts.prompts import embed
@@ -50,6 +50,7 @@ class Stages(nn.Module):
 class TwoSFS(FrozenCLIP):
     limits = {"SHARE": SHARE}
     frozen_images = False
+    use = "clip_lora"
     per_step = True
 
     def build(self):
@@ -57,9 +58,6 @@ class TwoSFS(FrozenCLIP):
         self.trained = self.classnames  # whose rows the classifier has
         self.first_epochs = round(self.options.SHARE * self.max_epoch)
         return Stages(self.clip_model, len(self.classnames))
-
-    def template(self):
-        return template(self.cfg.DATASET, "clip_lora")
 
     def schedule(self, optim_cfg, steps):
         first, last = self.first_epochs * steps, self.max_epoch * steps

@@ -96,6 +96,7 @@ _C.OPTIM.WARMUP_RECOUNT = True  # the schedule behind the warm-up starts at its 
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; below 1: only the last
 _C.TRAIN.PRINT_FREQ = 10  # batches
+_C.TRAIN.CPU_PREC = "auto"  # what PREC auto means on a CPU: fp32 or bf16; auto: bf16 where its products are native
 _C.TRAIN.STEP_IN_BACKWARD = True  # weights are updated within the backward pass where that is exact; False keeps .grad
 _C.TRAIN.MEASURE_MEMORY = False  # on a CPU, count all living tensors in the first two steps (slow); CUDA always tells
 
@@ -106,6 +107,8 @@ _C.TEST.COMPUTE_CMAT = False
 _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"
 _C.TEST.FINAL_MODEL = "last_step"  # or best_val
+_C.TEST.TEMPERATURE = None  # calibration also of logits / T: a number, or auto: the best on the validation images
+_C.TEST.SAVE_LOGITS = False  # logits of all the dataset's classes into OUTPUT_DIR, for what parse_test_res.py joins
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""

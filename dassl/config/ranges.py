@@ -66,6 +66,10 @@ def prompt(empty: bool = True) -> Rule:
     return Rule("a text with one {} for the class name", holds)
 
 
+def _temperature(value: object) -> bool:
+    return value in (None, "auto") or number(above=0).holds(value)
+
+
 def _share_of_area(value: object) -> bool:
     return each(number(above=0, high=1), 2).holds(value) and value[0] <= value[1]
 
@@ -112,8 +116,10 @@ RANGES = {
     "OPTIM.WARMUP_MIN_LR": number(0),
     "TRAIN.CHECKPOINT_FREQ": whole(-1),
     "TRAIN.PRINT_FREQ": whole(1),
+    "TRAIN.CPU_PREC": choice("auto", "fp32", "bf16"),
     "TEST.SPLIT": choice("test", "val"),
     "TEST.FINAL_MODEL": choice("last_step", "best_val"),
+    "TEST.TEMPERATURE": Rule("a number above 0, or 'auto'", _temperature),
 }
 
 

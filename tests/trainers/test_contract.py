@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,10 @@ from clip import clip
 from clip.model import CLIP
 from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine.logits import save_logits
 from dassl.engine.result import learned_parameters, write_result
 from dassl.utils import UserError
+from results import openworld
 
 
 class Method(NamedTuple):
@@ -55,6 +58,8 @@ METHODS = {
         published=(*TWO_VIEWS, "TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
     ),
     "DePT": Method(2_048 + 2_048 + 513 * 8, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5"), exclusive=True),  # 8 classes
+    "MMRL": Method(4_992_256, opts=(*DEEP, "TRAINER.MMRL.FIRST_LAYER", "2"), exclusive=True),
+    "MMRLpp": Method(813_312, opts=(*DEEP, "TRAINER.MMRLPP.FIRST_LAYER", "2"), exclusive=True),
     "TipAdapter": Method(0),
     "TipAdapterF": Method(32 * 512, opts=ADAM),  # 32 images
     "TwoSFS": Method(65_536 + 8 * 512, True, opts=(*ADAM, *TWO_EPOCHS)),
@@ -170,6 +175,30 @@ def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_th
     apart = torch.cat([found["base"], found["new"]], dim=1)
     compared = slice(4 if METHODS[method].exclusive else 0, None)
     torch.testing.assert_close(found["all"][:, compared], apart[:, compared], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_logits_that_both_halves_keep_are_those_of_one_model_of_all_classes(method, make, tmp_path):
+    def trainer(classes):
+        return make(method, "DATASET.SUBSAMPLE_CLASSES", classes, "OUTPUT_DIR", str(tmp_path / classes))
+
+    trained, tested, whole = map(trainer, ("base", "new", "all"))
+    trained.train()
+    save_logits(trained, str(tmp_path / "base"))
+    tested.load_model(str(tmp_path / "base"))
+    tested.test()
+    save_logits(tested, str(tmp_path / "base"))
+    whole.load_model(str(tmp_path / "base"))
+    (batch,) = whole.test_loader
+    expected = logits(whole, batch["img"]).double().numpy()
+    halves = [openworld.read_half(tmp_path / classes) for classes in ("base", "new")]
+    openworld.check_halves(*halves)
+    found = np.concatenate([half.logits for half in halves])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
+    assert np.concatenate([half.labels for half in halves]).tolist() == batch["label"].tolist()
+    for run, half in zip((trained, tested), halves, strict=True):
+        if run is tested or not METHODS[method].exclusive:
+            assert openworld.right(half, half.own).sum() == run.evaluator.correct
 
 
 @whole_learner
