@@ -98,7 +98,8 @@ def refuse(target, trainer):
 def refuse_head(trainer):
     """UserError unless logits are plain products of the untouched backbone's image features and class features."""
     methods = type(trainer)
-    plain = issubclass(methods, FrozenCLIP) and methods.image_features is FrozenCLIP.image_features
+    plain = issubclass(methods, FrozenCLIP) and methods.frozen_images
+    plain = plain and methods.image_features is FrozenCLIP.image_features
     if not plain or methods.compare is not FrozenCLIP.compare:
         raise UserError(
             f"{methods.__name__} changes the image features or their comparison with the classes, so that class "
