@@ -5,10 +5,10 @@
     python -m benchmarks.data --json FILE    # the rows as JSON as well
 
 "ours" is what training and testing use; "plain" is CoOp's way: Pillow decodes and torchvision transforms a PIL image.
-They take turns on the same files. "decoding" is Pillow's part alone, which both share. "again" is ours from the second epoch
-of a training on, when the images lie decoded in memory (DATALOADER.DECODED_MB); "gain" is its rate over ours. The difference is that of the
-tensors of both for the same random numbers, in steps of an 8-bit pixel. The "draft" row is what half the size straight
-from the JPEG decoder would give; ours doesn't use it, because of the difference.
+They take turns on the same files. "decoding" is Pillow's part alone, which both share. "again" is ours from the second
+epoch of a training on, when the images lie decoded in memory (DATALOADER.DECODED_MB); "gain" is its rate over ours. The
+difference is that of the tensors of both for the same random numbers, in steps of an 8-bit pixel. The "draft" row is
+what half the size straight from the JPEG decoder would give; ours doesn't use it, because of the difference.
 
 The JPEGs are made here: noise of several scales with grain, discs and thin lines, at quality 90, so that a file takes
 about as many bytes as a photograph of its size. The PNGs are drawings of the embedded emoji data set.
@@ -140,9 +140,8 @@ def compare(files, rounds):
         calls[kind, name, "ours"] = partial(tensors, read, our_transform(train), files[kind])
         calls[kind, name, "decoding"] = partial(decode, files[kind])
         if train:
-            calls[kind, name, "again"] = partial(
-                tensors, kept(files[kind]).get, our_transform(train), range(len(files[kind]))
-            )
+            indices = range(len(files[kind]))
+            calls[kind, name, "again"] = partial(tensors, kept(files[kind]).get, our_transform(train), indices)
     seconds = interleaved(calls, rounds)
     for kind, name, _ in cases(files):
         speeds = {way: len(files[kind]) / seconds[kind, name, way] for way in ("decoding", "plain", "ours")}
