@@ -240,6 +240,8 @@ def test_options_of_one_dataset_one_number_of_shots_and_one_protocol(offered):
         ("xd", "uniform"): 0.9,
     }.items():
         assert option("MMRLpp", *case, "EuroSAT", 16, "MMRLPP.BETA") == beta
+    assert option("MMRLpp", "xd", "", "ImageNetA", 16, "MMRLPP.BETA") == 0.8
+    assert option("MMRLpp", "xd", "", "ImageNet", 16, "MMRLPP.REG_WEIGHT") == 0.1
     means = {
         ("base2new", "", "ImageNet"): 15.0,
         ("base2new", "matched", "ImageNet"): 3.75,
