@@ -24,6 +24,10 @@ METHODS = (
     "dept",
     "mmrl",
     "tip_adapter",
+    "two_sfs",
+    "clip_svd",
+    "prolip",
+    "lp_pp",
 )
 MODULES = [import_module(f".{name}", __name__) for name in METHODS]
 

@@ -174,6 +174,14 @@ class FrozenCLIP(CLIPTrainer):
         with self.offload.needed():
             return in_microbatches(self.encode_image, image.to(self.device, non_blocking=True))
 
+    def validation(self) -> tuple[Tensor, Tensor] | None:
+        """Features (N, E) of the validation images by CLIP alone and their labels (N,); None if there are none."""
+        if self.val_loader is None:
+            return None
+        batches = [(self.frozen_features(batch["img"]), batch["label"]) for batch in self.val_loader]
+        features, labels = zip(*batches, strict=True)
+        return torch.cat(features), torch.cat(labels).to(self.device)
+
     @torch.no_grad()
     def prompted(self, prompt: str) -> Tensor:
         """Frozen CLIP's features (C, E) for a hand-written prompt with {} for the class."""
@@ -184,8 +192,12 @@ class FrozenCLIP(CLIPTrainer):
         return template(self.cfg.DATASET, self.use)
 
     def hand_written(self) -> Tensor:
-        """Frozen CLIP's features (C, E) for the method's hand-written prompt."""
-        return self.prompted(self.template())
+        """Frozen CLIP's features (C, E) for the method's hand-written prompt; of several the mean of unit features."""
+        prompts = self.template()
+        if isinstance(prompts, str):
+            return self.prompted(prompts)
+        features = [F.normalize(self.prompted(prompt), dim=-1) for prompt in prompts]
+        return torch.stack(features).mean(dim=0)
 
     def ensemble_features(self) -> Tensor:
         """Mean text features (C, E) over the prompt ensemble."""

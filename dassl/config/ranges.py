@@ -97,6 +97,7 @@ RANGES = {
     "DATASET.NUM_SHOTS": whole(-1),
     "DATALOADER.NUM_WORKERS": whole(0, 1024),
     "DATALOADER.K_TRANSFORMS": whole(1),
+    "DATALOADER.DECODED_MB": number(0),
     "DATALOADER.TRAIN_X.BATCH_SIZE": whole(1),
     "DATALOADER.TRAIN_X.N_DOMAIN": whole(0),
     "DATALOADER.TRAIN_X.N_INS": whole(1),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torchvision
 
-from ..utils import write_json
+from ..utils import complete, read_json, write_json
 from .memory import peak_rss_mb
 
 
@@ -48,6 +48,26 @@ def calibration_of(trainer):
         return None
     scale = getattr(trainer, "scale", None)
     return {**found, "logit_scale": None if scale is None else float(scale)}
+
+
+KINDS = {  # what those who read a result.json take for granted
+    **dict.fromkeys(("trainer", "dataset", "subsample", "backbone"), str),
+    **dict.fromkeys(("shots", "seed", "total"), int),
+    "accuracy": (int, float, type(None)),
+    "classnames": list,
+}
+
+
+def read_result(path):
+    """What `write_result` has written to `path`; UserError names the file if it did not write this."""
+    found = read_json(path)
+    with complete(path, "run the command that made it again, with another --output-dir"):
+        for key, kind in KINDS.items():
+            if not isinstance(found[key], kind):
+                raise TypeError(f"{key} is {found[key]!r:.40}")
+        if not found["classnames"] or not all(isinstance(name, str) for name in found["classnames"]):
+            raise TypeError("classnames holds no texts")
+    return found
 
 
 def write_result(trainer, config_files=()):
