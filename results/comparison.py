@@ -40,15 +40,15 @@ OURS = "SkipTuning"
 TABLES = {  # the paper's rows in its order, and ours beside them
     "Table 1, prompt tuning": (
         *("ZeroshotCLIP", "CoOp", "CoCoOp", "ProGrad", "KgCoOp", "MaPLe", "IVLP", "PromptSRC", "TCP", "DePT"),
-        *("CoPrompt", OURS),
+        *("CoPrompt", "MMRL", "MMRL, uniform", "MMRLpp", "MMRLpp, uniform", OURS),
     ),
-    "After the paper": ("MMRL", "MMRLpp", OURS),
     "Table 5, fine-tuning and adapters": (
         *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF", OURS),
         *("CLIPAdapter†", "SkipTuning†"),
     ),
 }
 OWN = ("", "recommended")  # presets
+ASIDE = {"cached": "†", "uniform": ", uniform"}  # presets with rows of their own in every table, and their names' ends
 RECIPES = {OWN: "each method's own recipe", ("matched",): "Skip Tuning's batch size and epochs"}
 SHOWN_BESIDE = ("ece15_base", "ece15_new", "gen_h", "auroc_mcm")
 PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
@@ -64,8 +64,8 @@ def methods(rows: list[Row], presets: tuple[str, ...]) -> dict[str, list[Row]]:
     """{method: its rows by one of these presets}, with what is the same by any recipe."""
     found = {}
     for row in rows:
-        if row.preset == "cached":
-            found.setdefault(f"{row.trainer}†", []).append(row)
+        if row.preset in ASIDE:
+            found.setdefault(row.trainer + ASIDE[row.preset], []).append(row)
         elif row.preset in presets:
             found.setdefault(row.trainer, []).append(row)
     for row in rows:

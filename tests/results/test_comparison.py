@@ -93,6 +93,15 @@ def test_published_numbers_with_extra_input_are_a_table_of_their_own(plant_run, 
     assert not places & {row["method"] for row in figures[-1]["rows"]}
 
 
+def test_what_is_not_told_the_new_classes_has_a_row_beside_what_is(plant_run, tmp_path, compare):
+    plant_run(tmp_path, 80.0, 60.0)
+    plant_run(tmp_path, 75.0, 55.0, trainer="MMRL", learned=512)
+    for file in plant_run(tmp_path, 70.0, 58.0, trainer="MMRL", config="embedded_uniform", learned=512):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol": "base2new", "preset": "uniform"}))
+    table = compare()[1][OWN]
+    assert (table["MMRL"][0], table["MMRL, uniform"][0]) == ("75.00", "70.00")
+
+
 def test_every_published_row_of_both_tables_has_its_place():
     published = {method for method, _ in Published().averages("base2new", "Average of 11")}
     assert published <= {name for names in comparison.TABLES.values() for name in names}
