@@ -1,6 +1,7 @@
 """Read many runs, print tables: mean and spread over seeds, harmonic mean, training time, peak memory.
 
     python parse_test_res.py output/               every experiment below output/, as tables
+    python parse_test_res.py output/ --openworld   base and new in one test, too, from the logits that tests kept
     python parse_test_res.py EXPERIMENT            one experiment: a folder that holds seed1, seed2, ...
     python parse_test_res.py FOLDER --multi-exp    each experiment in FOLDER, and their average
 
@@ -93,10 +94,20 @@ def print_summaries(runs: list[Run], args: argparse.Namespace) -> None:
         print("Average performance", f"* {args.keyword}: {statistics.fmean(means):.2f}%", sep="\n")
 
 
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line. (That of dassl.utils loads PyTorch.)"""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"Error: {message}; see {self.prog} --help\n")
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; what can't be is an error of argparse, with exit code 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = Parser(
+        prog="python parse_test_res.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("directory", help="root of experiments, or the folder of one")
     parser.add_argument("--ci95", action="store_true", help="spread: half of the 95%% confidence interval")
@@ -129,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     top = absolute(args.directory)
     folders = find_runs(top)
     if not folders:
-        print(f"Error: no result.json and no log.txt in or below {args.directory}", file=sys.stderr)
+        print(f"Error: no result.json and no log.txt in or below {args.directory}: check the folder", file=sys.stderr)
         return 2
     runs, problems = read_all(folders, top, args.keyword, args.test_log)
     one_experiment = all(folder.parent == top for folder in folders)

@@ -17,7 +17,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
 from dassl.engine.logits import save_logits
-from dassl.engine.result import write_result
+from dassl.engine.result import read_result, write_result
 from dassl.engine.temperature import trained_temperature
 from dassl.utils import (
     FolderLock,
@@ -28,7 +28,6 @@ from dassl.utils import (
     exit_code,
     log_path,
     nearest,
-    read_json,
     read_yaml,
     set_random_seed,
     write_atomic,
@@ -179,7 +178,7 @@ def existing(path):
         folder = next(parent for parent in Path(path).parents if parent.is_dir())
         names = sorted(entry.name for entry in folder.iterdir())
         meant = nearest(Path(path).relative_to(folder).parts[0], names)
-        hint = f"; do you mean {meant}? There are {', '.join(names)}" if names else ""
+        hint = f"; do you mean {meant}? There are {', '.join(names)}" if names else "; check the path"
         raise MissingFile(f"No config file {path}: {folder} has no such entry{hint}")
     return path
 
@@ -231,7 +230,7 @@ def announce(cfg):
     record = folder / "config.yaml"
     if record.exists():
         check_identity(folder, record.read_text(encoding="utf-8"), cfg)
-    accuracy = read_json(folder / "result.json")["accuracy"]
+    accuracy = read_result(folder / "result.json")["accuracy"]
     print(f"Finished before: {folder}/result.json" + ("" if accuracy is None else f", accuracy: {accuracy:.1f}%"))
 
 
@@ -273,12 +272,14 @@ def load_trainer(folder, classnames=None, device="auto", options=()):
         hint = f"do you mean {runs[0]}?" if runs else "name the output folder of a run of train.py"
         raise MissingFile(f"No config.yaml in {folder}; {hint}")
     if not (folder / "result.json").is_file():
-        raise UserError(f"The run in {folder} is not finished; give its command again, which goes on with it")
+        raise UserError(f"The run in {folder} has no result.json, it is not finished; give its command again")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")
     cfg, _ = merge([folder / "config.yaml"], list(options), device)
+    if not cfg.TRAINER.NAME:
+        raise UserError(f"{folder / 'config.yaml'} names no trainer; name the output folder of a run of train.py")
     if classnames is None:
-        classnames = read_json(folder / "result.json")["classnames"]
+        classnames = read_result(folder / "result.json")["classnames"]
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg, data=ClassNames(classnames))
     trainer.load_model(cfg.EVAL.MODEL_DIR if cfg.EVAL.ONLY else str(folder), epoch=cfg.EVAL.EPOCH)

@@ -40,6 +40,7 @@ TABLES = {  # the paper's rows in its order, and ours beside them
         *("ZeroshotCLIP", "CoOp", "CoCoOp", "ProGrad", "KgCoOp", "MaPLe", "IVLP", "PromptSRC", "TCP", "DePT"),
         *("CoPrompt", OURS),
     ),
+    "After the paper": ("MMRL", "MMRLpp", OURS),
     "Table 5, fine-tuning and adapters": (
         *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF"),
         *("TwoSFS", "CLIPSVD", "ProLIP", "LPpp", OURS),

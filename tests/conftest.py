@@ -20,9 +20,9 @@ from tests.sizes import TINY
 SLOW = (
     *("benchmarks/", "clip/test_formats.py", "clip/test_hub.py", "clip/test_load.py", "datasets/test_fetch"),
     *("dassl/test_memory.py", "dassl/test_resume.py", "results/test_page.py", "swap/", "sweeps/"),
-    *("test_ablate_scripts.py", "test_embedded", "test_export.py", "test_kills.py", "test_make.py", "test_oracles.py"),
-    *("test_own_modules.py", "test_predict", "test_scripts.py", "test_sweep_scripts.py", "test_train.py"),
-    *("trainers/test_", "trainers/parts/test_exact.py"),
+    *("test_ablate_scripts.py", "test_embedded", "test_export.py", "test_joined", "test_kills.py", "test_make.py"),
+    *("test_oracles.py", "test_own_modules.py", "test_predict", "test_scripts.py", "test_sweep_scripts.py"),
+    *("test_train.py", "trainers/test_", "trainers/parts/test_exact.py"),
 )
 
 

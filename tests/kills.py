@@ -30,7 +30,6 @@ ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "peak_memory_mb", "peak_rss_mb", "workers")  # what two runs of one command may differ in
 WATCHED = {"open": 0, "os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "os.link": 1}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-UNNAMED = getattr(os, "O_TMPFILE", 0)  # a file that no other run can ever see
 SETTINGS = {
     "DATASET.NAME": "Custom",
     "DATALOADER.TRAIN_X.BATCH_SIZE": "4",
@@ -119,20 +118,18 @@ def _watch(work, kill_before):
     top, done = str(work), []
 
     def watch(event, arguments):
-        if event not in WATCHED or (event == "open" and not _makes_a_name(arguments[2] or 0)):
+        if event not in WATCHED or (event == "open" and not (arguments[2] or 0) & WRITING):
             return
         path = arguments[WATCHED[event]]
-        if isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(top):
+        if not isinstance(path, str | bytes | os.PathLike) or not os.fsdecode(path).startswith(top):
+            return
+        if event != "open" or not os.path.isdir(path):  # else a file without a name, which no other run can see
             if len(done) == kill_before:
                 os.kill(os.getpid(), signal.SIGKILL)
             done.append(f"{event} {os.path.relpath(os.fsdecode(path), top)}")
 
     sys.addaudithook(watch)
     return done
-
-
-def _makes_a_name(flags):
-    return flags & WRITING and (not UNNAMED or flags & UNNAMED != UNNAMED)
 
 
 def undisturbed(folder):

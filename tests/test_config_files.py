@@ -84,6 +84,7 @@ def offered():
 
 def test_every_trainer_has_every_protocol_with_every_preset(offered):
     own = {"SkipTuning": "paper official cached", "CLIPAdapter": "cached", "DePT": "coop cocoop maple promptsrc"}
+    own |= {"MMRL": "uniform", "MMRLpp": "uniform"}
     expected = set()
     for trainer in {path.parent.name for path in RECIPES}:
         for model in SELF_CONTAINED:
@@ -197,6 +198,8 @@ FinetuneCLIP 4/1e-05/10     4/1e-05/10     4/1e-05/10     4/1e-05/4      32/0.00
 IVLP         4/0.0025/20    4/0.0025/50    4/0.0025/50    4/0.0025/20    4/0.001/6     4/0.0025/5 4/0.0025/40 32/0.003/6
 KgCoOp       128/0.002/100  128/0.002/100  128/0.002/100  128/0.002/100  128/0.1/30    4/0.002/5  4/0.002/40  32/0.1/6
 MaPLe        4/0.0035/5     4/0.0035/50    4/0.0035/50    4/0.0026/2     4/0.1/3       4/0.0035/5 4/0.0035/40 32/1/6
+MMRL         4/0.001/10     32/0.001/50    32/0.001/5     32/0.001/1     4/0.001/3     4/0.001/5  4/0.001/40  32/0.001/6
+MMRLpp       4/0.001/10     32/0.002/100   32/0.001/5     32/0.001/1     4/0.001/3     4/0.001/5  4/0.002/40  32/0.001/6
 ProGrad      32/0.002/100   32/0.002/50    32/0.002/50    32/0.002/100   32/0.01/30    4/0.002/5  4/0.002/40  32/0.01/6
 PromptSRC    4/0.0025/20    4/0.0025/50    4/0.0025/50    4/0.0025/20    4/0.003/6     4/0.0025/5 4/0.0025/40 32/0.01/6
 TCP          32/0.002/50    32/0.002/50    32/0.002/25    32/0.002/25    32/0.003/15   4/0.002/5  4/0.002/40  32/0.003/6
@@ -227,6 +230,16 @@ def test_options_of_one_dataset_one_number_of_shots_and_one_protocol(offered):
     assert option("CoOp", "xd", "", "EuroSAT", 16, "COOP.CTX_INIT") == "a photo of a"
     assert option("CoPrompt", "base2new", "", "EuroSAT", 16, "COPROMPT.N_CTX") == 2
     assert option("CoPrompt", "xd", "", "EuroSAT", 16, "COPROMPT.N_CTX") == 4  # a target of ImageNet's prompts
+    for key, expected in (("MMRL.REP_DIM", (2048, 512, 512)), ("MMRL.REG_WEIGHT", (0.01, 0.2, 1.0))):
+        trainer, cases = "MMRL", (("base2new", ""), ("xd", ""), ("base2new", "uniform"))
+        assert tuple(option(trainer, *case, "EuroSAT", 16, key) for case in cases) == expected
+    for case, beta in {
+        ("base2new", ""): 0.2,
+        ("xd", ""): 0.3,
+        ("base2new", "uniform"): 0.9,
+        ("xd", "uniform"): 0.9,
+    }.items():
+        assert option("MMRLpp", *case, "EuroSAT", 16, "MMRLPP.BETA") == beta
     means = {
         ("base2new", "", "ImageNet"): 15.0,
         ("base2new", "matched", "ImageNet"): 3.75,

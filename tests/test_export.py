@@ -385,20 +385,6 @@ def test_what_does_not_load_as_it_was_is_not_left(trained, run, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--to", "hf"], "--out"),
-        (["--to", "tflite", "--out", "x"], "--to"),
-        (["--to", "hf", "--out", "x", "--torchscript"], "--torchscript is a form of --to openai"),
-    ],
-)
-def test_wrong_flags_are_one_line(trained, run, flags, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = run("--model-dir", trained("SkipTuning"), *flags)
-    assert done.code == 1 and words in done.err and done.err.count("\n") == 1
-
-
 def test_a_folder_without_a_finished_run_is_one_line(trained, run, tmp_path):
     done = run("--model-dir", tmp_path, "--to", "hf", "--out", tmp_path / "out")
     assert done.code == 1 and f"No config.yaml in {tmp_path}" in done.err

@@ -253,7 +253,7 @@ def test_broken_images_are_named_and_skipped_and_the_exit_code_says_so(trained, 
     assert [each["path"] for each in written["images"]] == [f"{tmp_path}/mine/good.PNG"]
     assert written["unreadable"] == [f"{tmp_path}/mine/broken.jpg"]
     done = run("--model-dir", trained("SkipTuning"), tmp_path / "mine/broken.jpg", "--csv", tmp_path / "found.csv")
-    assert done.code == 1 and "None of the images can be read" in done.err
+    assert done.code == 1 and done.err.count("Error: ") == 1 and "broken.jpg" in done.err
     assert not (tmp_path / "found.csv").exists()
 
 
@@ -271,25 +271,6 @@ def fails(trained, run, place, tmp_path):
         return error
 
     return fails
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--top", "0"], "argument --top: 0 is not a whole number from 1; see python predict.py --help"),
-        (["--batch-size", "many"], "argument --batch-size: many is not a whole number"),
-        (["--shots", "2"], "--shots"),
-        (["--template", "a photo"], "--template is 'a photo': it needs {} where the class name goes"),
-        (["nowhere.jpg"], "No images at nowhere.jpg"),
-        (["nowhere/**/*.jpg"], "No images at nowhere/**/*.jpg"),
-        (["--classes", "nowhere.txt"], 'No file at "nowhere.txt"'),
-        (["--classes", "nowhere.yaml"], 'No file at "nowhere.yaml"'),
-        (["--device", "cuda"], "finds no CUDA device"),
-    ],
-)
-def test_bad_input_ends_with_one_line_that_helps(argv, message, fails, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert message in fails(*argv)
 
 
 @pytest.mark.parametrize("text, count", [("", "0 class names, 0"), ("a\n", "1 class names, 1"), ("a\nb\nA", "3 class")])
@@ -314,7 +295,7 @@ def test_an_unfinished_run_is_refused(fails, trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained("SkipTuning"), folder)
     (folder / "result.json").unlink()
-    assert f"The run in {folder} is not finished" in fails(model_dir=folder)
+    assert f"The run in {folder} has no result.json, it is not finished" in fails(model_dir=folder)
 
 
 def test_weights_of_another_backbone_are_refused(fails, trained, place, tmp_path):

@@ -38,7 +38,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import find_checkpoint
 from dassl.utils import UserError, load_checkpoint
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.cache import FeatureCache
 from .parts.compat import tokenize
 from .parts.lskip import cut, shallow_image, shallow_text
@@ -148,7 +148,7 @@ class MMRL(FrozenCLIP):
         self.trained_on = self.cfg.DATASET.NAME, self.dm.dataset.classnames
         self.omega = options.FIRST_LAYER - 1  # blocks in front of the first tokens
         self.deep = cut(clip_model, self.omega)  # frozen CLIP's other blocks
-        prompt = template(self.cfg.DATASET)
+        prompt = self.template()
         tokens = tokenize([prompt.format(name) for name in self.classnames]).to(self.device)  # (C, 77)
         with self.autocast():
             self.texts = shallow_text(clip_model, tokens, self.omega)

@@ -31,7 +31,7 @@ class Config(CfgNode):
 
     def merge_from_list(self, cfg_list):
         if len(cfg_list) % 2:
-            raise ConfigError(f"Options come as KEY VALUE pairs; {cfg_list[-1]!r} is left alone at the end")
+            raise ConfigError(f"Options come as KEY VALUE pairs; {cfg_list[-1]!r} has no value; give one")
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             _assign(self, key, value, " on the command line")
 

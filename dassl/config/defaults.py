@@ -44,6 +44,7 @@ _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = min(4, os.cpu_count() or 1)
 _C.DATALOADER.K_TRANSFORMS = 1  # augmented copies of each training image
 _C.DATALOADER.RETURN_IMG0 = False  # the image without augmentation as well
+_C.DATALOADER.DECODED_MB = 1000  # of training images that stay decoded in memory, shared by the workers; 0: none
 _C.DATALOADER.TRAIN_X = CN()
 _C.DATALOADER.TRAIN_X.SAMPLER = "RandomSampler"
 _C.DATALOADER.TRAIN_X.BATCH_SIZE = 32
@@ -107,7 +108,7 @@ _C.TEST.COMPUTE_CMAT = False
 _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"
 _C.TEST.FINAL_MODEL = "last_step"  # or best_val
-_C.TEST.TEMPERATURE = None  # calibration also of logits / T: a number, or auto: the best on the validation images
+_C.TEST.TEMPERATURE = ""  # calibration also of logits / T: a number, or "auto", the best on the validation images
 _C.TEST.SAVE_LOGITS = False  # logits of all the dataset's classes into OUTPUT_DIR, for what parse_test_res.py joins
 
 _C.TRAINER = CN()

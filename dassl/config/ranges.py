@@ -67,7 +67,12 @@ def prompt(empty: bool = True) -> Rule:
 
 
 def _temperature(value: object) -> bool:
-    return value in (None, "auto") or number(above=0).holds(value)
+    if not isinstance(value, str):
+        return False
+    try:
+        return value in ("", "auto") or 0 < float(value) < math.inf
+    except ValueError:
+        return False
 
 
 def _share_of_area(value: object) -> bool:
@@ -92,6 +97,7 @@ RANGES = {
     "DATASET.NUM_SHOTS": whole(-1),
     "DATALOADER.NUM_WORKERS": whole(0, 1024),
     "DATALOADER.K_TRANSFORMS": whole(1),
+    "DATALOADER.DECODED_MB": number(0),
     "DATALOADER.TRAIN_X.BATCH_SIZE": whole(1),
     "DATALOADER.TRAIN_X.N_DOMAIN": whole(0),
     "DATALOADER.TRAIN_X.N_INS": whole(1),
@@ -119,7 +125,7 @@ RANGES = {
     "TRAIN.CPU_PREC": choice("auto", "fp32", "bf16"),
     "TEST.SPLIT": choice("test", "val"),
     "TEST.FINAL_MODEL": choice("last_step", "best_val"),
-    "TEST.TEMPERATURE": Rule("a number above 0, or 'auto'", _temperature),
+    "TEST.TEMPERATURE": Rule("a number above 0 or 'auto', as a text", _temperature),
 }
 
 

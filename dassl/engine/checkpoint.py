@@ -10,7 +10,16 @@ import torch
 import yaml
 
 from ..config import flatten
-from ..utils import MissingFile, UserError, complete, load_checkpoint, load_optimizer, load_weights, save_atomic
+from ..utils import (
+    MissingFile,
+    UserError,
+    complete,
+    load_checkpoint,
+    load_optimizer,
+    load_weights,
+    parse_yaml,
+    save_atomic,
+)
 
 # Options that may differ between a run and its continuation: where it runs, not what it does.
 _FREE = (
@@ -74,6 +83,7 @@ def _elsewhere(directory, name):
     for folder in folders:
         if os.path.isdir(os.path.join(directory, folder, name)):
             return f'give --model-dir "{os.path.join(directory, folder)}"'
+    folders = [folder for folder in folders if folder != name]
     others = [folder for folder in folders if os.path.isfile(os.path.join(directory, folder, "checkpoint"))]
     return f"it holds {others[0]}, a model of another trainer: set --trainer" if others else "train one first"
 
@@ -131,7 +141,7 @@ def check_identity(path, theirs, cfg):
 def _parsed(path, text):
     """The options {key: value} of a config.yaml or resume.pt; UserError that names `path`."""
     try:
-        options = yaml.safe_load(text)
+        options = parse_yaml(text)
     except (AttributeError, RecursionError, yaml.YAMLError):  # AttributeError: no text at all
         options = None
     if not isinstance(options, dict):

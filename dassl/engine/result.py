@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torchvision
 
-from ..utils import write_json
+from ..utils import complete, read_json, write_json
 from .memory import peak_rss_mb
 
 
@@ -43,11 +43,31 @@ def learned_parameters(trainer):
 
 def calibration_of(trainer):
     """What the evaluator found beside accuracy, and the factor before the softmax; None without a test."""
-    found = trainer.evaluator.calibration
+    found = getattr(trainer.evaluator, "calibration", None)  # an evaluator or trainer of the user's may have none
     if found is None:
         return None
-    scale = getattr(trainer, "scale", None)  # a trainer of the user's may have none
+    scale = getattr(trainer, "scale", None)
     return {**found, "logit_scale": None if scale is None else float(scale)}
+
+
+KINDS = {  # what those who read a result.json take for granted
+    **dict.fromkeys(("trainer", "dataset", "subsample", "backbone"), str),
+    **dict.fromkeys(("shots", "seed", "total"), int),
+    "accuracy": (int, float, type(None)),
+    "classnames": list,
+}
+
+
+def read_result(path):
+    """What `write_result` has written to `path`; UserError names the file if it did not write this."""
+    found = read_json(path)
+    with complete(path, "run the command that made it again, with another --output-dir"):
+        for key, kind in KINDS.items():
+            if not isinstance(found[key], kind):
+                raise TypeError(f"{key} is {found[key]!r:.40}")
+        if not found["classnames"] or not all(isinstance(name, str) for name in found["classnames"]):
+            raise TypeError("classnames holds no texts")
+    return found
 
 
 def write_result(trainer, config_files=()):

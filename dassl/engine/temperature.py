@@ -34,7 +34,7 @@ def find_temperature(trainer):
     """
     wanted = trainer.cfg.TEST.get("TEMPERATURE")
     if wanted != "auto":
-        return wanted and {"value": float(wanted), "source": "given"}
+        return {"value": float(wanted), "source": "given"} if wanted else None
     check_temperature(trainer.cfg, trainer.dm.dataset)
     logits, labels = [], []
     for batch in trainer.val_loader:

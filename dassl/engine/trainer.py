@@ -167,14 +167,14 @@ class SimpleTrainer(TrainerBase):
         """
         for directory in filter(None, (self.output_dir, self.cfg.RESUME)):
             path = os.path.join(directory, "resume.pt")
-            if os.path.isfile(path) and (epoch := ckpt.load_resume(self, path)):
+            if os.path.lexists(path) and (epoch := ckpt.load_resume(self, path)):
                 print(f"Found checkpoint at {directory} (will resume training)")
                 return epoch
         if self.cfg.RESUME:
             if epoch := self.resume_model_if_exist(self.cfg.RESUME):
                 return epoch
             raise MissingFile(f'Nothing to resume in "{self.cfg.RESUME}"; name another folder for RESUME, or none')
-        if os.path.isfile(self.resume_path):
+        if os.path.exists(self.resume_path):
             print("No checkpoint found, train from scratch")  # a run has begun here, but finished no epoch
             return 0
         epoch = self.resume_model_if_exist(self.output_dir)

@@ -41,7 +41,7 @@ class Seeded(Dataset):
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed goes to all devices, a millisecond each time
             try:
                 return self.dataset[index]
             finally:

@@ -32,6 +32,7 @@ from torch.optim.sgd import sgd
 
 HALF = {"bf16": torch.bfloat16, "fp16_master": torch.float16, "fp16": torch.float16}
 WITH_COPIES = ("bf16", "fp16_master")
+CHUNK = 1 << 18  # elements of a weight at a time on a CPU, whose caches hold them with gradient, momentum and copy
 FASTER = 1.3  # times as fast as in fp32 bf16's products have to be
 SAMPLE = 4096  # elements of each weight that `moved_share` looks at
 
@@ -125,20 +126,27 @@ def step_in_backward(weights: MasterWeights, optimizer: torch.optim.SGD) -> None
 
 @torch.no_grad()
 def _sgd_step(optimizer: torch.optim.SGD, weight: nn.Parameter, index: int, running: nn.Parameter) -> None:
-    """SGD's step of one weight, with the options of parameter group `index`, by the gradient of what ran."""
-    gradient, running.grad = running.grad.to(weight.dtype), None
+    """SGD's step of one weight, with the options of parameter group `index`, by the gradient of what ran.
+
+    A copy's gradient is widened, used and narrowed CHUNK by CHUNK on a CPU: whole ones would go through memory four
+    times, and each take fresh memory for its fp32 version.
+    """
+    gradient, running.grad = running.grad, None
     group = optimizer.param_groups[index]
-    buffers = [None]
+    tensors = [weight, running, gradient]
     if group["momentum"]:
         state = optimizer.state[weight]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight)
-        buffers = [state["momentum_buffer"]]
+        tensors.append(state["momentum_buffer"])
     options = {name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")}
     fused = weight.dtype == torch.float32  # PyTorch 2.9 leaves half-precision elements as they are
-    sgd([weight], [gradient], buffers, fused=fused, **options)
-    if running is not weight:
-        running.copy_(weight)
+    whole = running is weight or weight.device.type != "cpu" or not weight.is_contiguous()
+    parts = [tensors] if whole else zip(*(tensor.flatten().split(CHUNK) for tensor in tensors), strict=True)
+    for weight_part, running_part, gradient_part, *momentum in parts:
+        sgd([weight_part], [gradient_part.to(weight.dtype)], momentum or [None], fused=fused, **options)
+        if running is not weight:
+            running_part.copy_(weight_part)
 
 
 def update(

@@ -114,7 +114,7 @@ class CLIPTrainer(TrainerX):
                 raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: it must be {limits}")
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
         if sampler != "RandomSampler":
-            raise UserError(f"DATALOADER.TRAIN_X.SAMPLER is {sampler}: this trainer draws its batches at random itself")
+            raise UserError(f"DATALOADER.TRAIN_X.SAMPLER is {sampler}: leave it out, batches are drawn here")
 
     # ---- building --------------------------------------------------------------------------------------------
 

@@ -210,6 +210,25 @@ def test_weights_are_updated_as_pytorch_would_by_the_same_gradients(precision, n
     assert learner.weights.step_in_backward == (name == "sgd" and not options and precision not in SCALED)
 
 
+@pytest.mark.parametrize("options", [{}, {"MOMENTUM": 0.0}, {"SGD_NESTEROV": True}], ids=str)
+def test_a_step_in_chunks_has_the_bytes_of_a_step_with_the_whole_gradient(deep, monkeypatch, options):
+    gradients = [torch.randn_like(p) for p in deep.parameters()]
+    learners = []
+    for chunk in (640, 1 << 40):
+        monkeypatch.setattr(precision, "CHUNK", chunk)
+        learner = Learner(copy.deepcopy(deep), "bf16", **options)
+        for _ in range(3):
+            pairs = zip(learner.running.parameters(), gradients, strict=True)
+            learner.update(sum((p.float() * gradient).sum() for p, gradient in pairs))
+        learners.append(learner)
+    for name in ("module", "running"):
+        found, expected = (getattr(learner.weights, name).parameters() for learner in learners)
+        assert all(torch.equal(p, q) for p, q in zip(found, expected, strict=True))
+    assert not any(
+        torch.equal(p, q) for p, q in zip(learners[0].weights.module.parameters(), deep.parameters(), strict=True)
+    )
+
+
 def test_pure_fp16_steps_as_pytorchs_sgd_on_fp16_weights():
     module = nn.Linear(5, 4)
     learner, expected = Learner(module, "fp16"), copy.deepcopy(module)
