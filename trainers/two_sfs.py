@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options
 from .parts.cache import FeatureCache, TrainingLoader
@@ -52,6 +53,13 @@ class TwoSFS(FrozenCLIP):
     frozen_images = False
     use = "clip_lora"
     per_step = True
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        if cfg.OPTIM.LR_SCHEDULER != "cosine" or cfg.OPTIM.WARMUP_EPOCH > 0:
+            raise UserError(
+                "TwoSFS has a cosine in each stage and no warm-up: set OPTIM.LR_SCHEDULER cosine, OPTIM.WARMUP_EPOCH -1"
+            )
 
     def build(self):
         self.texts = embed(self.clip_model, [self.template().format(name) for name in self.classnames])

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from clip import clip
+from dassl.utils import UserError
 from trainers.parts.cache import FeatureCache
 
 SHARED = ("OPTIM.NAME", "adamw", "OPTIM.LR", "0.01", "INPUT.TRANSFORMS", '["normalize"]')
@@ -70,6 +71,12 @@ def test_the_rate_falls_to_0_in_each_stage(make_trainer):
     first = [0.01 * 0.5 * (1 + math.cos(math.pi * i / 16)) for i in range(16)]
     second = [0.01 * 0.5 * (1 + math.cos(math.pi * i / 24)) for i in range(24)]
     assert rates == pytest.approx(first + second)
+
+
+@pytest.mark.parametrize("opts", [("OPTIM.LR_SCHEDULER", "single_step"), ("OPTIM.WARMUP_EPOCH", "1")])
+def test_another_schedule_is_refused(opts, make_trainer):
+    with pytest.raises(UserError, match="set OPTIM.LR_SCHEDULER cosine, OPTIM.WARMUP_EPOCH -1"):
+        make_trainer("TwoSFS", *SHARED, *opts)
 
 
 def test_stage_2_runs_on_cached_features_of_the_tuned_tower_and_leaves_the_towers_alone(make_trainer):
