@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -59,6 +60,15 @@ def test_both_stages_are_those_of_a_plain_loop_with_two_optimizers(make_trainer,
     for ours, plain in zip(norms_of(trainer.clip_model), norms_of(model), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(trainer.learned.classifier, weight, rtol=1e-3, atol=1e-4)
+
+
+def test_with_the_released_choice_of_norms_those_outside_of_blocks_stay(make_trainer, random_clip):
+    trainer = make_trainer("TwoSFS", *SHARED, "TRAINER.TWOSFS.NORMS", "blocks")
+    trainer.train()
+    before = random_clip.state_dict()
+    moved = {name for name, value in trainer.clip_model.state_dict().items() if not torch.equal(value, before[name])}
+    inside = {name for name in before if re.search(r"resblocks\.\d+\.ln_[12]\.", name)}
+    assert moved == inside and len(inside) == 2 * 3 * 4
 
 
 def test_the_rate_falls_to_0_in_each_stage(make_trainer):
