@@ -43,7 +43,8 @@ TABLES = {  # the paper's rows in its order, and ours beside them
         *("CoPrompt", "MMRL", "MMRL, uniform", "MMRLpp", "MMRLpp, uniform", OURS),
     ),
     "Table 5, fine-tuning and adapters": (
-        *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF", OURS),
+        *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF"),
+        *("TwoSFS", "CLIPSVD", "ProLIP", "LPpp", OURS),
         *("CLIPAdapter†", "SkipTuning†"),
     ),
 }
