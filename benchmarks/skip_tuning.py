@@ -171,8 +171,6 @@ def table(result):
                 f"{row[key]:,.0f}" for key in ("ms", "run_s", "peak_mb", "floor_ms", "paper_mb")
             )
             spread = [f"{row[key]:,.0f}" if row.get(key) else "-" for key in ("ms_low", "ms_high", "page_faults")]
-                f"{row[key]:,.0f}" if row.get(key) is not None else "-" for key in ("ms_low", "ms_high", "page_faults")
-            ]
             cells = [classes, name, mark + ms, *spread, ratio("ms", FT), ratio("ms", BOTH), floor]
             body.append([*cells, mark + run_s, ratio("run_s", FT), mark + peak, ratio("peak_mb", FT), paper])
     lines.append(tabulate(body, header, stralign="right", disable_numparse=True))
