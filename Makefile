@@ -14,6 +14,8 @@ help:  ## this list
 demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset, print the table
 	@PYTHON=$(BIN) bash scripts/demo.sh
 
+test quick: export OMP_NUM_THREADS := 1  # pytest-xdist has a process for each core
+
 test: $(VENV)/test.stamp  ## run the test suite
 	@$(BIN) -m pytest -n auto --dist loadfile --ignore tests/dassl/test_memory.py
 	@$(BIN) -m pytest tests/dassl/test_memory.py  # counts every living tensor, so nothing else may run there

@@ -21,8 +21,9 @@ from clip.onnx_files import TOLERANCE, Outputs, check_packages, classify_script,
 from clip.origins import openai_facts
 from clip.writing import write_folder, write_openai
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import MissingFile, Parser, UserError, exit_code, read_json, write_atomic
-from trainers.frozen import FrozenCLIP, template
+from dassl.engine.result import read_result
+from dassl.utils import MissingFile, Parser, UserError, exit_code, write_atomic
+from trainers.frozen import FrozenCLIP
 
 EPILOG = """
 targets:
@@ -67,12 +68,12 @@ def check(args):
     if not (run / "config.yaml").is_file():
         raise MissingFile(f"No config.yaml in {run}; name the output folder of a run of train.py")
     if not (run / "result.json").is_file():
-        raise UserError(f"The run in {run} is not finished; give its command again, which goes on with it")
+        raise UserError(f"The run in {run} has no result.json, it is not finished; give its command again")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; name another folder")
     if args.torchscript and args.to != "openai":
         raise UserError("--torchscript is a form of --to openai; leave it out")
-    result = read_json(run / "result.json")
+    result = read_result(run / "result.json")
     trainer = TRAINER_REGISTRY.get(result["trainer"])
     refuse(args.to, trainer)
     if args.to == "onnx":
@@ -98,7 +99,8 @@ def refuse(target, trainer):
 def refuse_head(trainer):
     """UserError unless logits are plain products of the untouched backbone's image features and class features."""
     methods = type(trainer)
-    plain = issubclass(methods, FrozenCLIP) and methods.image_features is FrozenCLIP.image_features
+    plain = issubclass(methods, FrozenCLIP) and methods.frozen_images
+    plain = plain and methods.image_features is FrozenCLIP.image_features
     if not plain or methods.compare is not FrozenCLIP.compare:
         raise UserError(
             f"{methods.__name__} changes the image features or their comparison with the classes, so that class "
@@ -106,11 +108,10 @@ def refuse_head(trainer):
         )
 
 
-def load(args):
-    """The run's trainer on the CPU, its frozen weights and what it has learned in fp32."""
+def load(args, name):
+    """The run's trainer, which is called `name`, on the CPU, its frozen weights and what it has learned in fp32."""
     with contextlib.redirect_stdout(io.StringIO()):  # what a training run logs
-        name = read_json(Path(args.model_dir) / "result.json")["trainer"].upper()
-        trainer = train.load_trainer(args.model_dir, None, "cpu", [f"TRAINER.{name}.PREC", "fp32"])
+        trainer = train.load_trainer(args.model_dir, None, "cpu", [f"TRAINER.{name.upper()}.PREC", "fp32"])
     trainer.set_model_mode("eval")
     return trainer
 
@@ -131,8 +132,8 @@ def to_folder(trainer, result, args, folder):
     model = trainer.tuned_clip().eval()
     facts = pixels_of(trainer, model)
     write_folder(model, folder, facts, trainer.cfg.INPUT.INTERPOLATION)
-    others = [read_json(path) for path in args.results]
-    text = model_card(result, facts, prompt_of(trainer), rounding(trainer, model), others)
+    others = [read_result(path) for path in args.results]
+    text = model_card(result, facts, trainer.template(), rounding(trainer, model), others)
     write_atomic(folder / "README.md", text.encode())
     write_classes(trainer, folder)
     say("Verifying: loading what was written")
@@ -225,13 +226,6 @@ def write_classes(trainer, folder):
     write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in trainer.classnames).encode())
 
 
-def prompt_of(trainer):
-    """The prompt, with {} for the class name, of a method that trains or tests CLIP itself."""
-    if hasattr(trainer, "template"):
-        return trainer.template()
-    return template(trainer.cfg.DATASET, "clip_lora" if type(trainer).__name__ == "CLIPLoRA" else "zero_shot")
-
-
 def rounding(trainer, model):
     """What fp16 does to the update: shares (changed numbers, of these lost in fp16), over all weights; None if none
     changed."""
@@ -257,7 +251,7 @@ def run(args):
         say(f"Would write to {out}: {files}")
         return
     say(f"Loading the run in {args.model_dir}")
-    trainer = load(args)
+    trainer = load(args, result["trainer"])
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     beside.mkdir(parents=True)
     try:

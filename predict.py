@@ -71,8 +71,9 @@ def check(args):
             raise UserError(f"{path} exists; name another file: it is a folder or a device")
         if path.exists() and not args.force:
             raise UserError(f"{path} exists; name another file, or overwrite it with --force")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"Can't write to {path.parent}; name a file elsewhere")
     if args.template is not None:
         check_template(args.template, "--template")
@@ -111,7 +112,7 @@ def given_names(path):
         names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     different = len({name.casefold() for name in names})
     if different < max(2, len(names)):
-        raise UserError(f"{path} has {len(names)} class names, {different} of them different; it takes two, each once")
+        raise UserError(f"{path} has {len(names)} class names, {different} of them different; it needs two, each once")
     return names
 
 
@@ -217,11 +218,12 @@ def run(args):
         trainer = train.load_trainer(args.model_dir, names, args.device, options)
         batch_size = args.batch_size or trainer.cfg.DATALOADER.TEST.BATCH_SIZE
         probabilities, broken = predict(trainer, paths, batch_size)
+    if len(broken) == len(paths):
+        error = next(iter(broken.values()))
+        raise error if len(broken) == 1 else UserError(f"None of the {len(broken)} images can be read; {error}")
     for error in broken.values():
         print("Error:", error, file=sys.stderr)
     paths = [path for path in paths if path not in broken]
-    if not paths:
-        raise UserError("None of the images can be read, so there is nothing to predict")
     rankings = ranking(probabilities, class_names(trainer), args.top)
     if args.csv:
         write_csv(os.path.realpath(args.csv), paths, rankings)

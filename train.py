@@ -16,7 +16,9 @@ from dassl.data import ClassNames
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity
-from dassl.engine.result import write_result
+from dassl.engine.logits import save_logits
+from dassl.engine.result import read_result, write_result
+from dassl.engine.temperature import trained_temperature
 from dassl.utils import (
     FolderLock,
     Logger,
@@ -26,7 +28,6 @@ from dassl.utils import (
     exit_code,
     log_path,
     nearest,
-    read_json,
     read_yaml,
     set_random_seed,
     write_atomic,
@@ -42,10 +43,10 @@ its shots, the protocol and the preset, flags, KEY VALUE pairs.
 examples:
   python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/few_shot.yaml \\
       --dataset-config-file configs/datasets/eurosat.yaml --output-dir output/few DATASET.NUM_SHOTS 16
-  python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
+  python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/embedded.yaml \\
       --dataset-config-file configs/datasets/emoji.yaml --output-dir output/try \\
       DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES base
-  python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
+  python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/embedded.yaml \\
       --dataset-config-file configs/datasets/emoji.yaml --output-dir output/try_new \\
       --eval-only --model-dir output/try DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES new
 
@@ -177,7 +178,7 @@ def existing(path):
         folder = next(parent for parent in Path(path).parents if parent.is_dir())
         names = sorted(entry.name for entry in folder.iterdir())
         meant = nearest(Path(path).relative_to(folder).parts[0], names)
-        hint = f"; do you mean {meant}? There are {', '.join(names)}" if names else ""
+        hint = f"; do you mean {meant}? There are {', '.join(names)}" if names else "; check the path"
         raise MissingFile(f"No config file {path}: {folder} has no such entry{hint}")
     return path
 
@@ -195,6 +196,8 @@ def check(args, cfg):
         recipes = [os.path.relpath(path) for path in sorted(RECIPES.glob(f"{cfg.TRAINER.NAME}/*.yaml"))]
         hint = f" ({' or '.join(recipes)})" if recipes else ""
         raise UserError(f"MODEL.BACKBONE.NAME is not set; give a --config-file that sets it{hint}, or --backbone")
+    if cfg.TEST.SAVE_LOGITS and cfg.DATALOADER.TEST.SAMPLER != "SequentialSampler":
+        raise UserError("TEST.SAVE_LOGITS names the images in their order: leave DATALOADER.TEST.SAMPLER as it is")
     asked = args.device == "cuda" or "USE_CUDA" in args.opts[::2]
     if asked and cfg.USE_CUDA and not torch.cuda.is_available():
         raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")
@@ -227,7 +230,7 @@ def announce(cfg):
     record = folder / "config.yaml"
     if record.exists():
         check_identity(folder, record.read_text(encoding="utf-8"), cfg)
-    accuracy = read_json(folder / "result.json")["accuracy"]
+    accuracy = read_result(folder / "result.json")["accuracy"]
     print(f"Finished before: {folder}/result.json" + ("" if accuracy is None else f", accuracy: {accuracy:.1f}%"))
 
 
@@ -242,11 +245,16 @@ def run(args, cfg, defaults):
         if trainer.get_model_names() and not cfg.EVAL.MODEL_DIR:
             raise UserError("--eval-only needs --model-dir, the folder of the training run to test")
         trainer.load_model(cfg.EVAL.MODEL_DIR, epoch=cfg.EVAL.EPOCH)
+        if cfg.EVAL.MODEL_DIR and cfg.TEST.TEMPERATURE == "auto":
+            trainer.temperature = trained_temperature(cfg.EVAL.MODEL_DIR)
         trainer.test()
     elif args.no_train:
         return
     else:
         trainer.train()
+    if cfg.TEST.SAVE_LOGITS and trainer.tested:
+        folder, epoch = (cfg.EVAL.MODEL_DIR, cfg.EVAL.EPOCH) if cfg.EVAL.ONLY else (cfg.OUTPUT_DIR, None)
+        save_logits(trainer, folder, epoch)
     write_result(trainer, args.config_file)
 
 
@@ -264,12 +272,14 @@ def load_trainer(folder, classnames=None, device="auto", options=()):
         hint = f"do you mean {runs[0]}?" if runs else "name the output folder of a run of train.py"
         raise MissingFile(f"No config.yaml in {folder}; {hint}")
     if not (folder / "result.json").is_file():
-        raise UserError(f"The run in {folder} is not finished; give its command again, which goes on with it")
+        raise UserError(f"The run in {folder} has no result.json, it is not finished; give its command again")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")
     cfg, _ = merge([folder / "config.yaml"], list(options), device)
+    if not cfg.TRAINER.NAME:
+        raise UserError(f"{folder / 'config.yaml'} names no trainer; name the output folder of a run of train.py")
     if classnames is None:
-        classnames = read_json(folder / "result.json")["classnames"]
+        classnames = read_result(folder / "result.json")["classnames"]
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg, data=ClassNames(classnames))
     trainer.load_model(cfg.EVAL.MODEL_DIR if cfg.EVAL.ONLY else str(folder), epoch=cfg.EVAL.EPOCH)
@@ -284,7 +294,7 @@ def start(argv):
     check_folders(cfg)
     folder = Path(cfg.OUTPUT_DIR)
     result = folder / "result.json"
-    if not result.exists():
+    if not result.exists() or (folder / ".lock").exists():  # left by a run that was killed when all but that was done
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -65,6 +65,8 @@ METHODS = {
     "DePT": Method("DePT", memory=prompted),
     "CoPrompt": Method("CoPrompt", memory=with_teacher),
     "FinetuneCLIP": Method("FinetuneCLIP", memory=estimate),
+    "MMRL": Method("MMRL"),
+    "MMRLpp": Method("MMRLpp"),
     "CLIPAdapter": Method("CLIPAdapter"),
     "CLIPLoRA": Method("CLIPLoRA"),
     "TipAdapterF": Method("TipAdapterF"),

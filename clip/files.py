@@ -83,7 +83,7 @@ def recognise(path: Path) -> str:
     """ "safetensors", "zip" or "pickle", by the first bytes; WeightsError says what else it is, and what to do."""
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
-        raise WeightsError(f"{path} is {kind}" if kind else f"no weights file at {path}")
+        raise WeightsError(f"{path} is {kind}; name a file" if kind else f"no weights file at {path}; check the path")
     try:
         with open(path, "rb") as file:
             start = file.read(512)
@@ -100,7 +100,7 @@ def recognise(path: Path) -> str:
     if not start:
         advice = "is incomplete: it is empty; download it again"
     elif text.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        advice = "is a web page, not weights: what it was downloaded from asked for a login or is gone"
+        advice = "is a web page, not weights: its server asks for a login, or it is gone; download it again"
     elif start.startswith(b"version https://git-lfs"):
         advice = "is a Git LFS pointer, not weights: run `git lfs pull` in its repository, or download the file itself"
     elif start.startswith(b"\x89HDF"):
@@ -120,7 +120,7 @@ def _state_dict(path, found):
         if isinstance(found, dict) and isinstance(found.get(nest), dict):
             found = found[nest]
     if not isinstance(found, dict) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise WeightsError(f"{path} holds no state dict: it has to map names to tensors")
+        raise WeightsError(f"{path} holds no state dict, which maps names to tensors: name another")
     return {str(key): value for key, value in found.items()}
 
 

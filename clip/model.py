@@ -7,6 +7,7 @@ Inside the blocks the order is (L, N, D), outside it is (N, L, D), as in Radford
 every prompt-learning method are such an edit, so no method needs a copy of this file.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
@@ -270,14 +271,20 @@ def sizes_in(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     shapes = {key: tuple(value.shape) for key, value in state_dict.items() if key not in ARCHIVE_SCALARS}
     sizes = sizes_of(shapes)
     any_heads = Facts(activation="gelu", vision_heads=1, text_heads=1, mean=(), std=(), **sizes)
-    with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in _blank(any_heads).state_dict().items()}
+    expected = _shapes(any_heads)
     for key in sorted(expected.keys() | shapes.keys()):
         if key not in shapes or key not in expected:
             raise WeightsError(f"{key!r} is {'missing' if key in expected else 'no weight of a CLIP with a ViT'}")
         if shapes[key] != expected[key]:
             raise WeightsError(f"{key!r} has the shape {shapes[key]} instead of {expected[key]}")
     return sizes
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(facts):
+    """{key: shape} of a CLIP of these sizes, which is asked for several times a run."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in _blank(facts).state_dict().items()}
 
 
 def assemble(state_dict: Mapping[str, Tensor], facts: Facts) -> CLIP:

@@ -35,7 +35,7 @@ class ModelTable(dict):
         near = get_close_matches(name.lower(), by_lower, n=1)
         hint = f"did you mean {by_lower[near[0]]!r}?" if near else "a path has to name an existing file or folder"
         if name.upper().startswith("RN"):
-            hint = "ResNets aren't here, only ViT backbones"
+            hint = "ResNets aren't here, take one of these ViTs"
         raise UnknownModel(f"Model {name} not found; available models = {list(self)}; {hint}")
 
 

@@ -54,7 +54,7 @@ def locate_images(images):
         raise UserError("DATASET.IMAGES is not set: give the folder with your images (the scripts: IMAGES=...)")
     source = Path(images).expanduser().absolute()
     if not source.exists():
-        raise MissingFile(f"No {source}; DATASET.IMAGES (the scripts: IMAGES) is a folder or a CSV file")
+        raise MissingFile(f"No {source}; set DATASET.IMAGES (the scripts: IMAGES) to a folder or a CSV file")
     return source
 
 
@@ -75,8 +75,8 @@ def read_or_make_split(source, image_dir, path, names_file):
     names = class_names(folders, names_file)
     if len(names) < 2:
         raise UserError(
-            f"{source} has only one class ({', '.join(names)}), it takes two: DATASET.IMAGES (the scripts: "
-            "IMAGES) is the folder that holds the class folders, perhaps the one above or below"
+            f"{source} has only one class ({', '.join(names)}), it takes two: set DATASET.IMAGES (the "
+            "scripts: IMAGES) to the folder that holds the class folders, perhaps the one above or below"
         )
     if stored is None:
         check_rows(rows, source)

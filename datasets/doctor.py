@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, exit_code, nearest, read_json
+from dassl.utils import Parser, UserError, exit_code, nearest, read_json
 
 from .base import SplitDataset
 from .emoji import Emoji
@@ -299,7 +299,7 @@ def known_datasets():
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datasets.doctor",
         description="Check datasets: folders, split, every listed image, class names, few-shot picks, decoding. "
         "Prints each problem with the command that fixes it; exits with 0 if there is none, else with 1.",

@@ -6,7 +6,6 @@ Sources, sizes, hashes and licences are in sources.yaml. What is not finished li
 images gets its name when it is complete, so what is there needs no second look.
 """
 
-import argparse
 import hashlib
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dassl.utils import UserError, exit_code, read_text, write_atomic
+from dassl.utils import Parser, UserError, exit_code, read_text, write_atomic
 from dassl.utils.archives import unpack
 from dassl.utils.download import DownloadError, alone, download_file, settle_part
 
@@ -151,7 +150,8 @@ def fetch_images(archives, job):
             unpack(path, tree, limit=3 * job.entry["unpacked"])
         if not settle(tree, job):
             found = ", ".join(sorted(entry.name for entry in islice(tree.iterdir(), 5))) or "nothing"
-            raise UserError(f"the archives hold no {' and '.join(job.entry['images'])}, but {found}")
+            names = ", ".join(path.name for path in paths)
+            raise UserError(f"{names} should hold {' and '.join(job.entry['images'])}, but holds {found}")
     except UserError:
         for archive, path in zip(archives, paths, strict=True):
             if job.work in path.parents and not published_hash(archive):
@@ -363,7 +363,7 @@ def gigabytes(size):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datasets.fetch",
         description="Download datasets, verify and unpack them, and bring them into the folders the loaders read. "
         "An interrupted run goes on where it stopped; what is there is left alone.",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import yaml
 
-from dassl.utils import BadFile, UserError, nearest, read_text
+from dassl.utils import BadFile, UserError, compose_yaml, nearest, read_text
 
 from .files import IMAGE_SUFFIXES, class_folders, count_suffixes, is_image, shorten, visible_files
 from .splits import PARTS
@@ -88,7 +88,7 @@ def csv_rows(source):
     rows, seen = [], set()
     try:
         if not {"path", "label"} <= set(reader.fieldnames or ()):
-            raise UserError(f'{source}: the first line of a CSV file with images is "path,label" or "path,label,split"')
+            raise UserError(f'{source} has no first line "path,label" or "path,label,split"; add it')
         for line in reader:
             path, folder, part = ((line.get(key) or "").strip() for key in ("path", "label", "split"))
             if wrong := csv_problem(source.parent, path, folder, part, seen):
@@ -98,7 +98,7 @@ def csv_rows(source):
     except csv.Error as error:
         raise UserError(f"{source}, line {reader.line_num}: {error}; correct it there") from error
     if not rows:
-        raise UserError(f"{source} lists no images")
+        raise UserError(f"{source} lists no images; add a line for each")
     if len({row.part == "" for row in rows}) > 1:
         raise UserError(f"{source} names a split for some images only: name one for all, or for none")
     return rows
@@ -174,15 +174,9 @@ def class_names(folders, names_file=""):
 
 def read_names(path):
     """A YAML list of names, or mapping to names, in which all is text as it is written: no, 1e3 and 007 too."""
-    try:
-        top = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    top = compose_yaml(path)
     if isinstance(top, yaml.MappingNode):
-        keys = [text_of(key, path) for key, _ in top.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise UserError(f"{path} names the class {twice[0]!r} twice; take one of the lines away")
-        return dict(zip(keys, [text_of(value, path) for _, value in top.value], strict=True))
+        return {text_of(key, path): text_of(value, path) for key, value in top.value}
     if isinstance(top, yaml.SequenceNode) and top.value:
         return [text_of(value, path) for value in top.value]
     raise UserError(f"{path} {NAMES_FORM}")

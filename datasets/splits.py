@@ -18,6 +18,7 @@ from dassl.utils.download import alone, file_hash
 from .pickles import read_pickled
 
 PARTS = ("train", "val", "test")
+MOST_CLASSES = 1_000_000  # no label is higher
 
 
 class Item(NamedTuple):
@@ -64,8 +65,8 @@ def row_problem(row):
     path, label, name = row
     if not isinstance(path, str) or not path or "\0" in path:
         return f"the path is {repr(path)[:80]}"
-    if type(label) is not int or label < 0:
-        return f"the label is {repr(label)[:80]}, not a whole number from 0"
+    if type(label) is not int or not 0 <= label < MOST_CLASSES:
+        return f"the label is {repr(label)[:80]}, not a whole number from 0 to {MOST_CLASSES:,}"
     if not isinstance(name, str) or not name.strip():
         return f"the class name is {repr(name)[:80]}, not a text"
     return ""

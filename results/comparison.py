@@ -10,22 +10,21 @@ or broken is listed and left out.
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from .ablation import ACCURACIES
 from .costs import over
 from .layout import table_text
-from .published import Published
+from .published import Published, with_extra
 from .read import read_folder
 from .tables import (
     Row,
     Table,
     accuracy_cells,
-    any_console,
     build_tables,
     finish,
+    folder_of,
     group,
     mean,
     memory_column,
@@ -41,6 +40,7 @@ TABLES = {  # the paper's rows in its order, and ours beside them
         *("ZeroshotCLIP", "CoOp", "CoCoOp", "ProGrad", "KgCoOp", "MaPLe", "IVLP", "PromptSRC", "TCP", "DePT"),
         *("CoPrompt", OURS),
     ),
+    "After the paper": ("MMRL", "MMRLpp", OURS),
     "Table 5, fine-tuning and adapters": (
         *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF", OURS),
         *("CLIPAdapter†", "SkipTuning†"),
@@ -121,22 +121,16 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
     """The tables of a comparison's folder, for `layout` -> (figures, problems)."""
     runs, problems = read_folder(folder)
     tables = [table for table in build_tables(runs) if table.protocol == "base2new"]
-    return [figure for table in tables for figure in compare(table)], problems
+    found = [figure for table in tables for figure in compare(table)]
+    return found + [with_extra()] * bool(found), problems
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; -> the exit code."""
-    any_console()
-    parser = argparse.ArgumentParser(
-        prog="python -m results.comparison",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="such as output/compare")
-    folder = parser.parse_args(argv).folder
+    folder = folder_of("results.comparison", __doc__, "output/compare", argv)
     found, problems = figures(folder)
     for figure in found:
-        print(f"{figure['title']}, {shown(folder.absolute())}\n\n{table_text(figure)}\n")
+        print(f"{figure['title']}, {shown(folder)}\n\n{table_text(figure)}\n")
     if found:
         print(*NOTES, sep="\n")
     return finish(found, problems, f"no base-to-new runs in {folder}; first: bash scripts/compare.sh emoji")

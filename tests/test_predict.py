@@ -6,10 +6,8 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import predict
 import train
@@ -18,9 +16,9 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from dassl.utils import read_image
+from tests.small_runs import CLASSES, train_once, write_images
 
 ROOT = Path(__file__).parents[1]
-CLASSES = ["ant", "bee", "sea lion", "zebra"]
 TRAINERS = ["ZeroshotCLIP", "FinetuneCLIP", "SkipTuning", "CoOp", "CLIPAdapter"]  # one of each kind
 
 
@@ -28,13 +26,7 @@ TRAINERS = ["ZeroshotCLIP", "FinetuneCLIP", "SkipTuning", "CoOp", "CLIPAdapter"]
 def place(tmp_path_factory):
     """A folder for this file's runs, with images in three class folders."""
     place = tmp_path_factory.mktemp("predict")
-    noise = np.random.default_rng(0)
-    for name in CLASSES:
-        colour = noise.uniform(0, 255, 3)
-        for i in range(6):
-            path = place / "pics" / name.replace(" ", "_") / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.clip(noise.normal(colour, 60, (40, 50, 3)), 0, 255).astype(np.uint8)).save(path)
+    write_images(place / "pics")
     return place
 
 
@@ -46,23 +38,7 @@ def trained(place, make_clip):
         clip.save(make_clip(embed_dim=32, vision_layers=8, transformer_layers=8), weights)
 
     def trained(trainer, *pairs, to="run"):
-        folder = place / trainer / to
-        if not folder.exists():
-            settings = {
-                "DATASET.NAME": "Custom",
-                "DATASET.IMAGES": place / "pics",
-                "MODEL.BACKBONE.NAME": weights,
-                "INPUT.SIZE": (32, 32),
-                "INPUT.TRANSFORMS": ["random_flip", "normalize"],
-                "DATALOADER.TRAIN_X.BATCH_SIZE": 3,
-                "OPTIM.NAME": "sgd",
-                "OPTIM.LR": 0.05,
-                "OPTIM.MAX_EPOCH": 1,
-            }
-            words = [str(word) for pair in settings.items() for word in pair]
-            flags = ["--trainer", trainer, "--root", str(place), "--output-dir", str(folder), "--device", "cpu"]
-            assert train.main([*flags, *words, "DATALOADER.NUM_WORKERS", "0", *pairs]) == 0
-        return folder
+        return train_once(trainer, place / "pics", weights, place / trainer / to, *pairs)
 
     return trained
 
@@ -277,7 +253,7 @@ def test_broken_images_are_named_and_skipped_and_the_exit_code_says_so(trained, 
     assert [each["path"] for each in written["images"]] == [f"{tmp_path}/mine/good.PNG"]
     assert written["unreadable"] == [f"{tmp_path}/mine/broken.jpg"]
     done = run("--model-dir", trained("SkipTuning"), tmp_path / "mine/broken.jpg", "--csv", tmp_path / "found.csv")
-    assert done.code == 1 and "None of the images can be read" in done.err
+    assert done.code == 1 and done.err.count("Error: ") == 1 and "broken.jpg" in done.err
     assert not (tmp_path / "found.csv").exists()
 
 
@@ -295,25 +271,6 @@ def fails(trained, run, place, tmp_path):
         return error
 
     return fails
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["--top", "0"], "argument --top: 0 is not a whole number from 1; see python predict.py --help"),
-        (["--batch-size", "many"], "argument --batch-size: many is not a whole number"),
-        (["--shots", "2"], "--shots"),
-        (["--template", "a photo"], "--template is 'a photo': it needs {} where the class name goes"),
-        (["nowhere.jpg"], "No images at nowhere.jpg"),
-        (["nowhere/**/*.jpg"], "No images at nowhere/**/*.jpg"),
-        (["--classes", "nowhere.txt"], 'No file at "nowhere.txt"'),
-        (["--classes", "nowhere.yaml"], 'No file at "nowhere.yaml"'),
-        (["--device", "cuda"], "finds no CUDA device"),
-    ],
-)
-def test_bad_input_ends_with_one_line_that_helps(argv, message, fails, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert message in fails(*argv)
 
 
 @pytest.mark.parametrize("text, count", [("", "0 class names, 0"), ("a\n", "1 class names, 1"), ("a\nb\nA", "3 class")])
@@ -338,7 +295,7 @@ def test_an_unfinished_run_is_refused(fails, trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained("SkipTuning"), folder)
     (folder / "result.json").unlink()
-    assert f"The run in {folder} is not finished" in fails(model_dir=folder)
+    assert f"The run in {folder} has no result.json, it is not finished" in fails(model_dir=folder)
 
 
 def test_weights_of_another_backbone_are_refused(fails, trained, place, tmp_path):

@@ -15,19 +15,20 @@ folder `peft`, in which "use_rslora" says GAMMA; any folder like it, whatever it
 """
 
 import copy
-import json
 import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
+from clip.files import read_file
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, write_atomic, write_json
+from dassl.utils import UserError, complete, read_json, write_atomic, write_json
+from dassl.utils.download import file_hash
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.prompts import embed
 from .parts.towers import embed_images, pool_images, pool_texts, run_images, run_texts
 from .parts.trainer import COUNT, POSITIVE, Limits
@@ -67,12 +68,13 @@ class LowRank(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class CLIPLoRA(FrozenCLIP):
+    use = "clip_lora"
     limits = {"R": COUNT, "ALPHA": POSITIVE, "DROPOUT": Limits(0, 0.999)}
     frozen_images = False
     per_step = True
 
     def build(self):
-        prompt = template(self.cfg.DATASET, "clip_lora")
+        prompt = self.template()
         self.texts = embed(self.clip_model, [prompt.format(name) for name in self.classnames])
         return nn.ModuleDict(
             {
@@ -136,28 +138,35 @@ class CLIPLoRA(FrozenCLIP):
     def load_peft(self, folder):
         """Take the weights from peft's files in `folder`; what they don't adapt is left without a low-rank part.
 
-        Errors: UserError for anything but low-rank parts of rank R for queries, keys and values.
+        Errors: UserError for anything but plain low-rank parts of rank R for queries, keys and values.
         """
-        try:
-            config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
-            weights = load_file(Path(folder, WEIGHTS))
-        except Exception as error:  # safetensors has an error of its own
-            raise UserError(
-                f"{folder} holds no adapter that can be read ({error}); name another --model-dir"
-            ) from error
-        if config.get("r") != self.options.R:
-            raise UserError(f"{folder} has rank {config.get('r')}: set TRAINER.CLIPLORA.R to it")
-        rank = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+        scale = self.peft_scale(Path(folder, CONFIG))
+        weights = read_file(Path(folder, WEIGHTS), {}, file_hash).weights
         for name, (layer, part) in self.peft_weights().items():
             layer.B[part] = 0
             a, b = (weights.pop(f"{name}.lora_{half}.weight", None) for half in "AB")
             if a is not None and b is not None:
                 if (a.shape, b.shape) != (layer.A[part].shape, layer.B[part].shape):
-                    raise UserError(f"{folder} has {name} of another size: it is for another backbone")
+                    raise UserError(f"{folder} has {name} of another size: it is for another backbone; set that")
                 layer.A[part] = a
-                layer.B[part] = b * (config.get("lora_alpha", 8) / rank / layer.gamma)
+                layer.B[part] = b * (scale / layer.gamma)
         if weights:
             raise UserError(f"{folder} adapts {next(iter(weights))}: only q_proj, k_proj and v_proj can be here")
+
+    def peft_scale(self, path):
+        """What the low-rank parts count by peft's configuration in the file `path`; UserError for other kinds."""
+        config = read_json(path)
+        with complete(path, "name another --model-dir"):
+            odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern") if config.get(key)]
+            if config["peft_type"] != "LORA" or odd:
+                kind = odd[0] if odd else f"peft_type {config['peft_type']}"
+                raise UserError(f'"{path}" has {kind}: only plain LORA can be loaded; name another --model-dir')
+            if config["r"] != self.options.R:
+                raise UserError(f'"{path}" has r {config["r"]!r}: set TRAINER.CLIPLORA.R to it')
+            alpha = config.get("lora_alpha", 8)  # peft's default
+            if not POSITIVE.hold(alpha) or not math.isfinite(alpha):
+                raise ValueError(f"lora_alpha {alpha!r}")
+            return alpha / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
 
     def after_train(self):
         self.save_peft(Path(self.output_dir, "peft"))

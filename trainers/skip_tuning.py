@@ -62,7 +62,6 @@ class SkipTuning(CLIPTrainer):
         "R": Limits(0, 1, above=True),
         "LAMBDA": POSITIVE,
         "MAX_TOP": OR_NONE,
-        "VIEWS": OR_NONE,
         "CACHE_LIMIT": WEIGHT,
         "IMAGE_LR": WEIGHT,
     }

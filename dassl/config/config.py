@@ -31,7 +31,7 @@ class Config(CfgNode):
 
     def merge_from_list(self, cfg_list):
         if len(cfg_list) % 2:
-            raise ConfigError(f"Options come as KEY VALUE pairs; {cfg_list[-1]!r} is left alone at the end")
+            raise ConfigError(f"Options come as KEY VALUE pairs; {cfg_list[-1]!r} has no value; give one")
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             _assign(self, key, value, " on the command line")
 
@@ -48,16 +48,17 @@ def resolve(cfg):
     """Lay over `cfg` the rows of its table OVERRIDES whose conditions hold, then empty the table.
 
     A row's key joins conditions with "+": a dataset's name ("ImageNet"), a number of shots ("4shots"), a protocol
-    ("few_shot") or a preset ("matched"). Rows of fewer conditions are laid first, equal ones in the order written.
+    ("few_shot"), a preset ("matched") or MODEL.RECIPE ("embedded"). Rows of fewer conditions are laid first, equal ones
+    in the order written. Where MODEL.RECIPE is set, rows that don't name it don't hold: they are for another model.
     ConfigError for a row that is no group, has an unknown option or a value of a wrong type.
     """
-    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET}
+    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET, cfg.MODEL.RECIPE}
     conditions = {key: key.split("+") for key in cfg.OVERRIDES}
     for key in sorted(conditions, key=lambda key: len(conditions[key])):
         row = cfg.OVERRIDES[key]
         if not isinstance(row, dict):
             raise ConfigError(f"OVERRIDES.{key} must be a group of options, not {row!r}")
-        if holding.issuperset(conditions[key]):
+        if holding.issuperset(conditions[key]) and cfg.MODEL.RECIPE in ("", *conditions[key]):
             cfg._merge(row, f" in OVERRIDES.{key}")
     cfg.OVERRIDES.clear()
 

@@ -56,6 +56,7 @@ _C.DATALOADER.TEST.BATCH_SIZE = 32
 
 _C.MODEL = CN()
 _C.MODEL.INIT_WEIGHTS = ""
+_C.MODEL.RECIPE = ""  # if set, only the rows of OVERRIDES that name it hold: embedded
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
 _C.MODEL.BACKBONE.PRETRAINED = True
@@ -107,6 +108,8 @@ _C.TEST.COMPUTE_CMAT = False
 _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"
 _C.TEST.FINAL_MODEL = "last_step"  # or best_val
+_C.TEST.TEMPERATURE = ""  # calibration also of logits / T: a number, or "auto", the best on the validation images
+_C.TEST.SAVE_LOGITS = False  # logits of all the dataset's classes into OUTPUT_DIR, for what parse_test_res.py joins
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""

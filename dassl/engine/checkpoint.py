@@ -10,13 +10,23 @@ import torch
 import yaml
 
 from ..config import flatten
-from ..utils import MissingFile, UserError, complete, load_checkpoint, load_optimizer, load_weights, save_atomic
+from ..utils import (
+    MissingFile,
+    UserError,
+    complete,
+    load_checkpoint,
+    load_optimizer,
+    load_weights,
+    parse_yaml,
+    save_atomic,
+)
 
 # Options that may differ between a run and its continuation: where it runs, not what it does.
 _FREE = (
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
+    "MODEL.RECIPE",  # the rows that it chose are among the options
     "DATASET.ROOT",
     "USE_CUDA",
     "DATALOADER.NUM_WORKERS",
@@ -75,6 +85,7 @@ def _elsewhere(directory, name):
     for folder in folders:
         if os.path.isdir(os.path.join(directory, folder, name)):
             return f'give --model-dir "{os.path.join(directory, folder)}"'
+    folders = [folder for folder in folders if folder != name]
     others = [folder for folder in folders if os.path.isfile(os.path.join(directory, folder, "checkpoint"))]
     return f"it holds {others[0]}, a model of another trainer: set --trainer" if others else "train one first"
 
@@ -132,7 +143,7 @@ def check_identity(path, theirs, cfg):
 def _parsed(path, text):
     """The options {key: value} of a config.yaml or resume.pt; UserError that names `path`."""
     try:
-        options = yaml.safe_load(text)
+        options = parse_yaml(text)
     except (AttributeError, RecursionError, yaml.YAMLError):  # AttributeError: no text at all
         options = None
     if not isinstance(options, dict):

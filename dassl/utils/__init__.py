@@ -5,7 +5,7 @@ from .images import read_image
 from .lock import FolderLock
 from .logger import Logger, log_path, setup_logger
 from .meters import AverageMeter, MetricMeter
-from .reading import BadFile, read_json, read_text, read_yaml
+from .reading import BadFile, compose_yaml, parse_yaml, read_json, read_text, read_yaml
 from .registry import Registry
 from .tools import (
     check_availability,
@@ -44,6 +44,7 @@ __all__ = [
     "check_isfile",
     "collect_env_info",
     "complete",
+    "compose_yaml",
     "count_num_param",
     "exit_code",
     "get_most_similar_str_to_a_from_b",
@@ -55,6 +56,7 @@ __all__ = [
     "log_path",
     "mkdir_if_missing",
     "nearest",
+    "parse_yaml",
     "read_image",
     "read_json",
     "read_text",

@@ -18,6 +18,8 @@ from .errors import UserError
 MOST_FILES = 3_000_000  # ImageNet has 1.3 million
 _NESTED = (".tar", ".tgz", ".gz", ".zip")
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError, RuntimeError)
+LONGEST_HEADER = 1 << 20  # bytes that say how a member of a tar is called
+_HEADERS = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)  # not the archive's fault
 
 
@@ -29,7 +31,7 @@ def is_archive(path):
     """Whether the content (not the name) is that of a zip, or of a tar, plain or compressed."""
     with open(path, "rb") as file:
         start = file.read(4)
-    return start in (b"PK\x03\x04", b"PK\x05\x06") or tarfile.is_tarfile(path)
+    return start in (b"PK\x03\x04", b"PK\x05\x06") or _is_tar(path)
 
 
 def unpack(path, folder, limit):
@@ -56,6 +58,27 @@ class _Refused(Exception):
     """Why an archive is not unpacked any further."""
 
 
+class _Member(tarfile.TarInfo):
+    """A member of a tar, of whose headers none is read into memory that is longer than a name can be."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if member.type == tarfile.GNUTYPE_SPARSE or (member.type in _HEADERS and member.size > LONGEST_HEADER):
+            raise _Refused("it has a header that no honest archive has")
+        return member
+
+
+def _is_tar(path):
+    try:
+        with tarfile.open(path, tarinfo=_Member):
+            return True
+    except tarfile.TarError:
+        return False
+    except _Refused:
+        return True  # unpacking says why
+
+
 class _Allowance:
     """What may still be written."""
 
@@ -76,6 +99,7 @@ def _unpack(path, folder, allowance, bar, nested):
     skipped = 0
     with _members(path) as members:
         for name, size, source in members:
+            allowance.spend(files=1)
             target = _inside(folder, name)
             if source is None:
                 skipped += 1
@@ -92,14 +116,21 @@ def _unpack(path, folder, allowance, bar, nested):
 @contextmanager
 def _members(path):
     """Yields an iterator over (name, size in bytes, open file); the file is None for links and devices."""
-    if tarfile.is_tarfile(path):
-        with tarfile.open(path) as archive:
-            plain = (member for member in archive if not member.isdir())
+    if _is_tar(path):
+        with tarfile.open(path, tarinfo=_Member) as archive:
+            plain = (member for member in _in_order(archive) if not member.isdir())
             yield ((m.name, m.size, archive.extractfile(m) if m.isreg() else None) for m in plain)
     else:
         with zipfile.ZipFile(path) as archive:
             plain = (info for info in archive.infolist() if not info.is_dir())
             yield ((i.filename, i.file_size, None if _is_link(i) else archive.open(i)) for i in plain)
+
+
+def _in_order(archive):
+    """The members of a tar, which are forgotten one by one: there may be millions."""
+    while (member := archive.next()) is not None:
+        archive.members.clear()
+        yield member
 
 
 def _is_link(info):
@@ -121,7 +152,6 @@ def _is_leftover(name):
 
 
 def _write(source, target, size, allowance):
-    allowance.spend(files=1)
     target.parent.mkdir(parents=True, exist_ok=True)
     with source, open(target, "wb") as out:
         written = 0

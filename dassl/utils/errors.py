@@ -32,6 +32,6 @@ def complete(path, advice):
         yield
     except UserError:
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f'"{path}" is damaged or of another kind ({reason}); {advice}') from error

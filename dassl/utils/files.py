@@ -26,7 +26,7 @@ def write_atomic(path, content):
     target = Path(os.path.realpath(path))
     beside = target.with_name(f".{target.name}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # not what a link leads to
         with open(_locked(beside), "wb") as file:
             try:
                 file.write(content) if isinstance(content, bytes) else content(file)

@@ -66,6 +66,8 @@ def load_checkpoint(fpath):
         raise ValueError("File path is None")
     if not os.path.exists(fpath):
         raise MissingFile(f'File is not found at "{fpath}"; check the folder and the epoch')
+    if not os.path.isfile(fpath):
+        raise UserError(f'"{fpath}" is not a plain file; remove it or name another')
     _refuse_bomb(fpath)
     try:
         with torch.serialization.safe_globals(_OLD_CHECKPOINT_CLASSES):

@@ -178,7 +178,7 @@ def test_a_kept_split_with_a_part_of_another_kind_is_damaged(change, pics, build
 def test_a_class_that_stands_twice_in_the_file_of_names_is_refused(pics, build, tmp_path):
     fill(pics, "cat", "dog")
     (tmp_path / "names.yaml").write_text("cat: tiger\ncat: lion\n")
-    with pytest.raises(UserError, match="names the class 'cat' twice"):
+    with pytest.raises(UserError, match="cat stands twice in one group"):
         build(names=tmp_path / "names.yaml")
 
 

@@ -370,22 +370,6 @@ def test_all_stands_for_the_published_datasets(root, capsys):
     assert {line.split()[-3] for line in lines[2::3]} == set(DATASETS) - {"emoji", "custom"}
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        (["eurosaat"], "Error: no dataset 'eurosaat', do you mean 'eurosat'? There are "),
-        (["custom"], "Error: custom has nothing published to be compared with: train.py checks your images"),
-        (["eurosat", "--decode", "some"], "'some' is neither a number nor all"),
-    ],
-)
-def test_a_wrong_word_is_one_line_that_helps(argv, message, capsys):
-    try:
-        assert doctor.main(argv) == 1
-    except SystemExit as left:
-        assert left.code == 2
-    assert message in capsys.readouterr().err
-
-
 def test_ctrl_c_says_that_nothing_was_changed(root, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -136,26 +136,6 @@ def test_a_class_with_fewer_images_than_shots_is_named(pics, build):
         build(shots=4)
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("0.png,cat\n", '"path,label"'),
-        ("", '"path,label"'),
-        ("path,label\n", "lists no images"),
-        ("path,label\nx/0.png,a\nx/9.png,b\n", "line 3: no image at .*x/9.png"),
-        ("path,label\nx/0.png,\n", "line 2: no label"),
-        ("path,label\nx/0.png,a\nx/0.png,b\n", "line 3: x/0.png for the second time"),
-        ("path,label,split\nx/0.png,a,test\nx/1.png,a,\n", "names a split for some images only"),
-        ("path,label,split\nx/0.png,a,dev\n", 'line 2: split "dev" is not train, val or test'),
-    ],
-)
-def test_a_csv_file_that_cannot_be_used_is_refused_with_its_line(text, message, pics, build):
-    fill(pics, "x", number=2)
-    (pics / "list.csv").write_text(text)
-    with pytest.raises(UserError, match=message):
-        build(pics / "list.csv")
-
-
 def test_a_file_that_is_no_csv_is_refused(pics, build):
     with pytest.raises(UserError, match="neither a folder nor a CSV file"):
         build(make_image(pics / "1.png"))

@@ -65,6 +65,18 @@ def test_cached_presets_are_the_papers_daggers(plant_run, tmp_path, compare):
     assert cells[0] == "75.00" and cells[6] == "0.20x" and cells[-5:] == ["82.66", "75.56", "78.95", "0.48x", "0.17x"]
 
 
+def test_published_numbers_with_extra_input_are_a_table_of_their_own(plant_run, tmp_path, capsys):
+    plant_run(tmp_path, 80.0, 60.0)
+    figures, _ = comparison.figures(tmp_path)
+    titles = [figure["title"].startswith("published only, with extra text or a teacher") for figure in figures]
+    assert titles == [False] * (len(titles) - 1) + [True]
+    values = [row["h"] for row in figures[-1]["rows"]]
+    assert values == sorted(values, reverse=True)
+    assert {row["extra"] for row in figures[-1]["rows"]} == {"text", "teacher"}
+    places = {name for names in comparison.TABLES.values() for name in names}
+    assert not places & {row["method"] for row in figures[-1]["rows"]}
+
+
 def test_every_published_row_of_both_tables_has_its_place():
     published = {method for method, _ in Published().averages("base2new", "Average of 11")}
     assert published <= {name for names in comparison.TABLES.values() for name in names}

@@ -33,6 +33,8 @@ class Pictures(DatasetBase):
             for part, number in IMAGES.items()
         }
         super().__init__(train_x=items["train"], test=items["test"])
+        self.whole_classnames = CLASSES
+        self.first_label = SUBSAMPLES[cfg.DATASET.SUBSAMPLE_CLASSES].start or 0
 
 
 @pytest.fixture(scope="session")

@@ -132,10 +132,10 @@ def test_an_adapter_of_another_scale_and_of_fewer_layers_means_the_same_here(tra
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"r": 4}, "has rank 4: set TRAINER.CLIPLORA.R"),
+        ({"r": 4}, "has r 4: set TRAINER.CLIPLORA.R"),
         ({"extra": "out_proj"}, "adapts base_model.model.text_model.encoder.layers.0.self_attn.out_proj"),
         ({"size": 7}, "of another size: it is for another backbone"),
-        ({"broken": True}, "no adapter that can be read"),
+        ({"broken": True}, "adapter_model.safetensors is incomplete or no weights file"),
     ],
 )
 def test_adapters_that_do_not_fit_are_refused(trainer, tmp_path, change, words):

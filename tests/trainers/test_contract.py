@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,10 @@ from clip import clip
 from clip.model import CLIP
 from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine.logits import save_logits
 from dassl.engine.result import learned_parameters, write_result
 from dassl.utils import UserError
+from results import openworld
 
 
 class Method(NamedTuple):
@@ -22,6 +25,7 @@ class Method(NamedTuple):
     opts: tuple = ()  # of the short runs here
     published: tuple = ()  # of the parameter count
     exclusive: bool = False  # with new classes in the list, those it was trained on have other logits
+    follow: tuple = ()  # ends of the names of CLIP's weights that are made anew from what is learned
 
 
 LR = "OPTIM.LR"
@@ -54,8 +58,16 @@ METHODS = {
         published=(*TWO_VIEWS, "TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
     ),
     "DePT": Method(2_048 + 2_048 + 513 * 8, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5"), exclusive=True),  # 8 classes
+    "MMRL": Method(4_992_256, opts=(*DEEP, "TRAINER.MMRL.FIRST_LAYER", "2"), exclusive=True),
+    "MMRLpp": Method(813_312, opts=(*DEEP, "TRAINER.MMRLPP.FIRST_LAYER", "2"), exclusive=True),
     "TipAdapter": Method(0),
     "TipAdapterF": Method(32 * 512, opts=ADAM),  # 32 images
+    "TwoSFS": Method(65_536 + 8 * 512, True, opts=(*ADAM, *TWO_EPOCHS)),
+    "CLIPSVD": Method(
+        92_160, True, opts=DEEP, follow=("proj_weight", "out_proj.weight", "c_fc.weight", "c_proj.weight")
+    ),
+    "ProLIP": Method(768 * 512, True, opts=DEEP),
+    "LPpp": Method(8 * 512 + 8 + 8, True, opts=(LR, "1.0", "TRAINER.LPPP.ALPHA_STEPS", "1")),
 }
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
@@ -115,12 +127,18 @@ def test_a_run_leaves_its_numbers(whole):
     )
 
 
+def shapes_of_svd(matrix, full_matrices):
+    rank = min(matrix.shape)
+    return matrix.new_empty(len(matrix), rank), matrix.new_empty(rank), matrix.new_empty(rank, matrix.shape[1])
+
+
 @pytest.mark.parametrize("method", LEARNERS)
 def test_at_vit_b16_as_many_parameters_learn_as_published(method, make_trainer, monkeypatch):
     with torch.device("meta"):
         model = CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
     model.to_empty(device="cpu")  # the values don't matter
     monkeypatch.setattr(clip, "load", lambda *args, **kwargs: (model, None))
+    monkeypatch.setattr(torch.linalg, "svd", shapes_of_svd)  # nor do these
     trainer = make_trainer(method, "INPUT.SIZE", "(224, 224)", *METHODS[method].published)
     assert learned_parameters(trainer) == METHODS[method].parameters
 
@@ -128,8 +146,9 @@ def test_at_vit_b16_as_many_parameters_learn_as_published(method, make_trainer, 
 @whole_learner
 def test_training_moves_all_that_is_learned_and_nothing_else(whole):
     ours = {id(p) for p in learned(whole.trainer).parameters()}
+    follow = METHODS[whole.method].follow
     for name, p in parameters(whole.trainer).items():
-        assert torch.equal(p, whole.before[name]) == (id(p) not in ours), name
+        assert torch.equal(p, whole.before[name]) == (id(p) not in ours and not name.endswith(follow)), name
 
 
 @whole_learner
@@ -156,6 +175,30 @@ def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_th
     apart = torch.cat([found["base"], found["new"]], dim=1)
     compared = slice(4 if METHODS[method].exclusive else 0, None)
     torch.testing.assert_close(found["all"][:, compared], apart[:, compared], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_logits_that_both_halves_keep_are_those_of_one_model_of_all_classes(method, make, tmp_path):
+    def trainer(classes):
+        return make(method, "DATASET.SUBSAMPLE_CLASSES", classes, "OUTPUT_DIR", str(tmp_path / classes))
+
+    trained, tested, whole = map(trainer, ("base", "new", "all"))
+    trained.train()
+    save_logits(trained, str(tmp_path / "base"))
+    tested.load_model(str(tmp_path / "base"))
+    tested.test()
+    save_logits(tested, str(tmp_path / "base"))
+    whole.load_model(str(tmp_path / "base"))
+    (batch,) = whole.test_loader
+    expected = logits(whole, batch["img"]).double().numpy()
+    halves = [openworld.read_half(tmp_path / classes) for classes in ("base", "new")]
+    openworld.check_halves(*halves)
+    found = np.concatenate([half.logits for half in halves])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
+    assert np.concatenate([half.labels for half in halves]).tolist() == batch["label"].tolist()
+    for run, half in zip((trained, tested), halves, strict=True):
+        if run is tested or not METHODS[method].exclusive:
+            assert openworld.right(half, half.own).sum() == run.evaluator.correct
 
 
 @whole_learner

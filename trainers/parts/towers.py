@@ -92,22 +92,23 @@ def embed_images(visual: nn.Module, image: Tensor) -> Tensor:
     return norm(visual.ln_pre, torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches))
 
 
-def run_images(blocks: Sequence[nn.Module], x: Tensor, pool: bool, extras: Sequence[Extra] | None = None) -> Tensor:
-    """x (N, L, D) through `blocks` -> (N, L, D), or with `pool` the class token's (N, 1, D)."""
+def run_images(blocks: Sequence[nn.Module], x: Tensor, pool: int, extras: Sequence[Extra] | None = None) -> Tensor:
+    """x (N, L, D) through `blocks` -> (N, L, D), or with `pool` only its first tokens, (N, pool, D): True, which is 1,
+    for the class token alone."""
     number, length = x.shape[:2]
 
     def attend(q, k, v, heads):
         q, k, v = (part.unflatten(0, (number, -1)) for part in (q, k, v))
         return attention(q, k, v, heads).flatten(0, 1)
 
-    class_tokens = torch.arange(number, device=x.device) * length
+    first = torch.arange(number, device=x.device)[:, None] * length + torch.arange(int(pool), device=x.device)
     x = x.flatten(0, 1)  # (T, D)
     pairs = with_extras(blocks, extras)
     for block, extra in pairs[:-1] if pool else pairs:
         x = run_block(block, x, attend, extra)
     if pool:
         block, extra = pairs[-1]
-        x = run_last_block(block, x, class_tokens, attend, extra)
+        x = run_last_block(block, x, first.flatten(), attend, extra)
     return x.unflatten(0, (number, -1))
 
 

@@ -13,6 +13,7 @@ What a method writes:
                 end_epoch           what happens between the last step of an epoch and its checkpoint
                 parse_batch_train   another batch than {"img" or "features", "label"}
                 update              another step than backward pass and optimizer
+                schedule            another schedule of the learning rate
     flags       limits              what the numbers among its options may be
                 model_name          name of the folder of checkpoints
                 precisions          choices of PREC; `cuda_precision` is what "auto" means on a GPU
@@ -107,12 +108,13 @@ class CLIPTrainer(TrainerX):
         node = type(self).__name__.upper()
         options = cfg.TRAINER[node]
         check_choice(node, options, "PREC", self.precisions)
-        for key, limits in self.limits.items():
+        shared = {"VIEWS": OR_NONE} if "VIEWS" in options else {}
+        for key, limits in {**shared, **self.limits}.items():
             if not limits.hold(options[key]):
                 raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: it must be {limits}")
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
         if sampler != "RandomSampler":
-            raise UserError(f"DATALOADER.TRAIN_X.SAMPLER is {sampler}: this trainer draws its batches at random itself")
+            raise UserError(f"DATALOADER.TRAIN_X.SAMPLER is {sampler}: leave it out, batches are drawn here")
 
     # ---- building --------------------------------------------------------------------------------------------
 
@@ -159,9 +161,9 @@ class CLIPTrainer(TrainerX):
         steps = len(self.train_loader_x) if self.train_loader_x is not None else 1
         optim_cfg = self.cfg.OPTIM.clone()
         optim_cfg.defrost()
-        optim_cfg.MAX_EPOCH = self.max_epoch * steps if self.per_step else self.max_epoch
+        optim_cfg.MAX_EPOCH = self.max_epoch
         self.optim = build_optimizer(groups or learned.parameters(), optim_cfg)
-        self.sched = build_lr_scheduler(self.optim, optim_cfg)
+        self.sched = self.schedule(optim_cfg, steps)
         self.register_model(self.model_name, learned, self.optim, self.sched)
         scaled = self.precision in self.scaled or (self.precision == "amp" and self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -172,6 +174,12 @@ class CLIPTrainer(TrainerX):
         print(f"Learned parameters: {number:,} {'of' if self.fine_tunes_clip else 'beside'} {total:,}")
 
     # ---- what a method may write -----------------------------------------------------------------------------
+
+    def schedule(self, optim_cfg, steps: int):
+        """The learning rate's schedule for epochs of `steps` steps; `optim_cfg`, a copy, has the run's epochs."""
+        if self.per_step:
+            optim_cfg.MAX_EPOCH *= steps
+        return build_lr_scheduler(self.optim, optim_cfg)
 
     def class_features(self) -> Tensor:
         """Class features (C, E), not normalised."""
