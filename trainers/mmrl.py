@@ -149,7 +149,7 @@ class MMRL(FrozenCLIP):
         self.omega = options.FIRST_LAYER - 1  # blocks in front of the first tokens
         self.deep = cut(clip_model, self.omega)  # frozen CLIP's other blocks
         prompt = self.template()
-        tokens = tokenize([prompt.format(name) for name in self.classnames]).to(self.device)  # (C, 77)
+        tokens = tokenize([prompt.format(name) for name in self.classnames])  # (C, 77)
         with self.autocast():
             self.texts = shallow_text(clip_model, tokens, self.omega)
         maps = (self.maps(tower.width, len(tower.resblocks) - self.omega) for tower in towers)
@@ -191,7 +191,7 @@ class MMRL(FrozenCLIP):
             return torch.cat([x, run_images(blocks, x, pool=True)], dim=1)
 
         with self.offload.needed(), self.autocast():
-            return in_microbatches(encode, image.to(self.device))
+            return in_microbatches(encode, image.to(self.device, non_blocking=True))
 
     @torch.no_grad()
     def prepare(self):
