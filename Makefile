@@ -6,7 +6,7 @@ BIN := $(VENV)/bin/python
 PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint figures forks table sweep-setup sweep-test clean
+.PHONY: help demo test quick gpu-check lint figures forks table sweep-setup sweep-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ figures: $(VENV)/run.stamp  ## write the tables of README.md and docs/ from docs
 
 forks: $(VENV)/test.stamp  ## swap_in.py on every clone in the folder FORKS, and docs/results/forks.json
 	@$(BIN) -m tests.upstream.drive $(FORKS) --write
+
+gpu-check: $(VENV)/test.stamp  ## what only a GPU can show, as a table to send back
+	@$(BIN) -c 'from dassl.utils import collect_env_info; print(collect_env_info())'
+	@$(BIN) -m pytest -m cuda -rs --no-header
 
 lint: $(VENV)/test.stamp  ## check style and formatting
 	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .

@@ -195,6 +195,9 @@ run() {
     xargs true <<<"$OPTIONS" 2>/dev/null || fail 2 "Error: a quote is not closed in OPTIONS: $OPTIONS"
     while IFS= read -r word; do words+=("$word"); done < <(xargs printf '%s\n' <<<"$OPTIONS")
   fi
+  if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' 2>/dev/null; then
+    fail 2 "Error: $PYTHON is no Python with PyTorch; set PYTHON to one that has what requirements.txt lists"
+  fi
   "$PYTHON" train.py "${words[@]}" "$@"
 }
 

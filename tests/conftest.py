@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tabulate import tabulate
 
 from clip.model import CLIP
 from dassl.utils import download
@@ -38,6 +39,19 @@ def pytest_collection_finish():
     """What the imports made stays to the end: garbage collections and memory meters need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of `make gpu-check`: each test with its outcome and the figures that it recorded."""
+    if terminalreporter.config.option.markexpr != "cuda":
+        return
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    rows = [
+        (report.nodeid.partition("::")[2], report.outcome, "; ".join(f"{k} {v}" for k, v in report.user_properties))
+        for report in reports
+        if report.when == "call"
+    ]
+    terminalreporter.write_line(tabulate(rows, ["test", "outcome", "figures"]) if rows else "No test ran.")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -66,6 +66,21 @@ def test_cached_presets_are_the_papers_daggers(plant_run, tmp_path, compare):
     assert cells[0] == "75.00" and cells[6] == "0.20x" and cells[-5:] == ["82.66", "75.56", "78.95", "0.48x", "0.17x"]
 
 
+def test_numbers_beside_accuracy_have_columns_where_there_are_any(plant_run, tmp_path):
+    files = plant_run(tmp_path, 80.0, 60.0)
+    plant_run(tmp_path, 70.0, 60.0, trainer="CoOp")
+    keys = [key for key, *_ in comparison.figures(tmp_path)[0][0]["columns"]]
+    assert not set(comparison.SHOWN_BESIDE) & set(keys)
+    for file in files:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": {"ece15": 2.5}}))
+    figures, problems = comparison.figures(tmp_path)
+    lines = {line["method"]: line for line in figures[0]["rows"]}
+    assert (lines["SkipTuning"]["ece15_base"], lines["CoOp"]["ece15_base"]) == (2.5, None) and not problems
+    assert ["ece15_new", "ECE\nnew", "percent"] in figures[0]["columns"] and "gen_h" not in lines["CoOp"]
+    (files[0].parent / "logits.npz").write_bytes(b"")
+    assert any("is damaged" in why for why in comparison.figures(tmp_path)[1].values())
+
+
 def test_published_numbers_with_extra_input_are_a_table_of_their_own(plant_run, tmp_path, capsys):
     plant_run(tmp_path, 80.0, 60.0)
     figures, _ = comparison.figures(tmp_path)

@@ -77,6 +77,20 @@ class NoNumbers(TorchFunctionMode):
         return made
 
 
+class Answers(TorchDispatchMode):
+    """While a trainer is built, it may ask: every float is 1, every whole number and truth 0."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        asked = isinstance(args[0], torch.Tensor) and args[0].is_meta if args else False
+        if asked and operation == torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else 0
+        if asked and operation == torch.ops.aten._to_copy.default and "cpu" in str((kwargs or {}).get("device")):
+            return torch.full(args[0].shape, args[0].is_floating_point(), dtype=args[0].dtype)
+        if asked and operation == torch.ops.aten.bincount.default:  # which has no version for meta
+            return torch.zeros(8, dtype=torch.long, device=META)
+        return operation(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def make(make_trainer, monkeypatch):
     """make(method, KEY, VALUE, ...): its trainer on the meta device, before its first step, and a batch for it."""
@@ -87,7 +101,9 @@ def make(make_trainer, monkeypatch):
     monkeypatch.setattr(frozen, "ensemble", lambda: ["a {}", "the {}"])  # of 60
 
     def on_meta(method, *opts):
-        trainer = make_trainer(method, *METHODS[method].opts, *opts)
+        prec = (f"TRAINER.{method.upper()}.PREC", "fp32")  # auto has a scaled loss, which meta doesn't know
+        with Answers():
+            trainer = make_trainer(method, *METHODS[method].opts, *prec, *opts)
         trainer.test_loader = [{"img": torch.zeros(2, 3, 32, 32), "label": torch.arange(2)}]
         trainer.idle_parameters = list  # what has no numbers can't be kept in a file
         trainer.epoch = trainer.batch_idx = 0
@@ -95,7 +111,8 @@ def make(make_trainer, monkeypatch):
         if trainer._models:
             loader = trainer.train_loader_x
             loader.extract = lambda view: torch.zeros(32, 32)
-            trainer.before_train()
+            with Answers():
+                trainer.before_train()
         return trainer
 
     return on_meta

@@ -41,9 +41,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, hidden: Tensor | None
     `hidden`, bool, broadcasts to (N, heads, Q, L): where a query must not look.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, heads, L, D / heads)
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or not (q.requires_grad or k.requires_grad or v.requires_grad):
         x = F.scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden)
-    else:  # written out: on a CPU the backward pass of the fused kernel takes several times as long
+    else:  # written out: on a CPU the backward pass of the fused kernel takes several times as long, its forward less
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if hidden is not None:
             scores.masked_fill_(hidden, float("-inf"))
