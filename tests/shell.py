@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# Says that PyTorch is there, records its arguments, "trains" by leaving a result.json, fails or is interrupted where the
-# test says so.
+# Says that PyTorch is there, records its arguments, "trains" by leaving a result.json, fails or is interrupted where
+# the test says so.
 STAND_IN = """#!/usr/bin/env bash
 if [[ "$1" = -c && "$2" = *torch* ]]; then exit "${NO_TORCH:-0}"; fi
 echo "$*" >> "$CALLS"
