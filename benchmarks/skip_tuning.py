@@ -131,14 +131,27 @@ def whole_run(name, row, classes, rates):
     return images / BATCH * row["ms"] / 1e3 + extracts
 
 
+def cache(bench, trainers, classes, rates):
+    """{row: what its cached images cost}: GB of one view, where it lies, and seconds of all extractions in a run."""
+    rows = {}
+    for name, trainer in trainers.items():
+        images = classes * SHOTS
+        size = images * trainer.encode_shallow(bench.pixels[:1]).nbytes / 1e9
+        place = "memory" if size <= trainer.options.CACHE_LIMIT else "a mapped file"
+        rows[name] = {"gb": size, "place": place}
+        rows[name] |= {f"{views}_views_s": images * views / rates[name]["extract"] for views in (1, 5, EPOCHS)}
+    return rows
+
+
 def run(shape, folder, numbers, rounds, progress=lambda text: None):
     """All measurements as one dictionary, what `--json` writes."""
     bench = Bench(folder, shape)
-    steps, rates = {}, None
+    steps, cached, rates = {}, {}, None
     for classes in numbers:
         progress(f"{classes} base classes")
         steps[classes], built = measure(bench, classes, rounds)
         rates = rates or image_rates(bench, built, rounds)
+        cached[classes] = cache(bench, built, classes, rates)
     extrapolate(steps)
     matmul = matmul_rates(rounds)
     for classes, rows in steps.items():
@@ -147,7 +160,7 @@ def run(shape, folder, numbers, rounds, progress=lambda text: None):
             row["run_s"] = whole_run(name, row, classes, rates)
     flops = {name: rate / 1e9 for name, rate in matmul.items()}
     told = {"machine": machine(), "allocator": allocator()}
-    return told | {"matmul_gflops": flops, "images_per_second": rates, "steps": steps}
+    return told | {"matmul_gflops": flops, "images_per_second": rates, "steps": steps, "cache": cached}
 
 
 def table(result):
@@ -181,7 +194,13 @@ def table(result):
         for name, rate in rates.items()
     ]
     lines += ["", tabulate(body, ["images/s", "extraction", "test"], stralign="right", disable_numparse=True)]
-    lines += ["", NOTES]
+    header = ["M", "cached images", "GB a view", "in", "s, 1 view", "s, 5 views", f"s, fresh in {EPOCHS} epochs"]
+    body = [
+        [classes, name, f"{gb:.1f}", place, *(f"{spent:,.0f}" for spent in seconds)]
+        for classes, rows in result["cache"].items()
+        for name, (gb, place, *seconds) in ((name, row.values()) for name, row in rows.items())
+    ]
+    lines += ["", tabulate(body, header, stralign="right", disable_numparse=True), "", NOTES]
     return "\n".join(lines)
 
 

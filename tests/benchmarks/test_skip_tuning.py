@@ -62,6 +62,14 @@ def test_a_whole_run_is_its_steps_and_one_extraction_per_epoch(result):
     assert ft["run_s"] == pytest.approx(images / 4 * ft["ms"] / 1e3)
 
 
+def test_cached_images_have_their_size_place_and_extraction(result):
+    row, half = (result["cache"][12][name] for name in bench.EXACT)
+    assert row["gb"] == pytest.approx(12 * 16 * 5 * 64 * 4 / 1e9) and half["gb"] == row["gb"] / 2
+    assert row["place"] == "memory"
+    once = 12 * 16 / result["images_per_second"]["both exact"]["extract"]
+    assert row["1_views_s"] == pytest.approx(once) and row["20_views_s"] == pytest.approx(20 * once)
+
+
 def test_table_names_the_machine_the_rates_and_every_row(result):
     text = bench.table(result)
     assert torch.__version__ in text and "GFLOP/s" in text and "both exact, bf16" in text and "~" in text

@@ -177,4 +177,7 @@ class FeatureCache(TrainingLoader):
 
     def __iter__(self) -> Iterator[dict]:
         for index in self.batches():
-            yield {"features": self.features[index], "label": self.labels[index]}
+            features = self.features[index]
+            if self._options["pin_memory"]:  # a GPU copies from it while the host goes on
+                features = features.pin_memory()
+            yield {"features": features, "label": self.labels[index]}
