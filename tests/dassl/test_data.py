@@ -1,6 +1,7 @@
 import os
 import pickle
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -235,6 +236,14 @@ def test_workers_that_have_no_room_for_temporary_files_are_one_line_instead_of_a
     cfg.DATALOADER.NUM_WORKERS = 1
     loader = DataManager(cfg).train_loader_x
     monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
-    advice = r"can't use /proc/nowhere \(.*\): make room there, set TMPDIR .* NUM_WORKERS 0$"
+    advice = r"can't use /proc/nowhere \(.*\): make room there, set TMPDIR .*NUM_WORKERS 0$"
     with pytest.raises(UserError, match=advice):
         next(iter(loader))
+
+
+def test_a_label_far_beyond_the_classes_takes_no_memory(items, tmp_path):
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r'No training image for class 3 "\?", 4 "\?", 5 "\?" and 99999995 more'):
+        DatasetBase(train_x=items, test=[Datum(items[0].impath, 10**8, classname="far")])
+    assert tracemalloc.get_traced_memory()[1] < 10e6  # bytes
+    tracemalloc.stop()
