@@ -52,13 +52,14 @@ def resolve(cfg):
     in the order written. Where MODEL.RECIPE is set, rows that don't name it don't hold: they are for another model.
     ConfigError for a row that is no group, has an unknown option or a value of a wrong type.
     """
-    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET, cfg.MODEL.RECIPE}
+    recipe = cfg.MODEL.get("RECIPE", "")  # the options of a fork have none
+    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET, recipe}
     conditions = {key: key.split("+") for key in cfg.OVERRIDES}
     for key in sorted(conditions, key=lambda key: len(conditions[key])):
         row = cfg.OVERRIDES[key]
         if not isinstance(row, dict):
             raise ConfigError(f"OVERRIDES.{key} must be a group of options, not {row!r}")
-        if holding.issuperset(conditions[key]) and cfg.MODEL.RECIPE in ("", *conditions[key]):
+        if holding.issuperset(conditions[key]) and recipe in ("", *conditions[key]):
             cfg._merge(row, f" in OVERRIDES.{key}")
     cfg.OVERRIDES.clear()
 
