@@ -6,13 +6,15 @@ BIN := $(VENV)/bin/python
 PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint figures forks table sweep-setup sweep-test clean
+.PHONY: help demo test quick gpu-check lint figures forks table sweep-setup sweep-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset, print the table
 	@PYTHON=$(BIN) bash scripts/demo.sh
+
+test quick: export OMP_NUM_THREADS := 1  # pytest-xdist has a process for each core
 
 test: $(VENV)/test.stamp  ## run the test suite
 	@$(BIN) -m pytest -n auto --dist loadfile --ignore tests/dassl/test_memory.py
@@ -26,6 +28,10 @@ figures: $(VENV)/run.stamp  ## write the tables of README.md and docs/ from docs
 
 forks: $(VENV)/test.stamp  ## swap_in.py on every clone in the folder FORKS, and docs/results/forks.json
 	@$(BIN) -m tests.upstream.drive $(FORKS) --write
+
+gpu-check: $(VENV)/test.stamp  ## what only a GPU can show, as a table to send back
+	@$(BIN) -c 'from dassl.utils import collect_env_info; print(collect_env_info())'
+	@$(BIN) -m pytest -m cuda -rs --no-header
 
 lint: $(VENV)/test.stamp  ## check style and formatting
 	@$(BIN) -m ruff check . && $(BIN) -m ruff format --check .

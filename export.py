@@ -23,7 +23,7 @@ from clip.writing import write_folder, write_openai
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.result import read_result
 from dassl.utils import MissingFile, Parser, UserError, exit_code, write_atomic
-from trainers.frozen import FrozenCLIP, template
+from trainers.frozen import FrozenCLIP
 
 EPILOG = """
 targets:
@@ -99,7 +99,8 @@ def refuse(target, trainer):
 def refuse_head(trainer):
     """UserError unless logits are plain products of the untouched backbone's image features and class features."""
     methods = type(trainer)
-    plain = issubclass(methods, FrozenCLIP) and methods.image_features is FrozenCLIP.image_features
+    plain = issubclass(methods, FrozenCLIP) and methods.frozen_images
+    plain = plain and methods.image_features is FrozenCLIP.image_features
     if not plain or methods.compare is not FrozenCLIP.compare:
         raise UserError(
             f"{methods.__name__} changes the image features or their comparison with the classes, so that class "
@@ -132,7 +133,7 @@ def to_folder(trainer, result, args, folder):
     facts = pixels_of(trainer, model)
     write_folder(model, folder, facts, trainer.cfg.INPUT.INTERPOLATION)
     others = [read_result(path) for path in args.results]
-    text = model_card(result, facts, prompt_of(trainer), rounding(trainer, model), others)
+    text = model_card(result, facts, trainer.template(), rounding(trainer, model), others)
     write_atomic(folder / "README.md", text.encode())
     write_classes(trainer, folder)
     say("Verifying: loading what was written")
@@ -223,13 +224,6 @@ def compare(model, facts, place):
 def write_classes(trainer, folder):
     """classes.txt, one name a line, as the prompts have them."""
     write_atomic(folder / "classes.txt", "".join(f"{name}\n" for name in trainer.classnames).encode())
-
-
-def prompt_of(trainer):
-    """The prompt, with {} for the class name, of a method that trains or tests CLIP itself."""
-    if hasattr(trainer, "template"):
-        return trainer.template()
-    return template(trainer.cfg.DATASET, "clip_lora" if type(trainer).__name__ == "CLIPLoRA" else "zero_shot")
 
 
 def rounding(trainer, model):

@@ -1,6 +1,7 @@
 """Read many runs, print tables: mean and spread over seeds, harmonic mean, training time, peak memory.
 
     python parse_test_res.py output/               every experiment below output/, as tables
+    python parse_test_res.py output/ --openworld   base and new in one test, too, from the logits that tests kept
     python parse_test_res.py EXPERIMENT            one experiment: a folder that holds seed1, seed2, ...
     python parse_test_res.py FOLDER --multi-exp    each experiment in FOLDER, and their average
 
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 
 from results.layout import table_text
-from results.published import PUBLISHED, Published
+from results.published import BACKBONE, PUBLISHED, Published, with_extra
 from results.read import Run, absolute, check_together, find_runs, read_all
 from results.tables import (
     any_console,
@@ -48,7 +49,17 @@ def print_tables(runs: list[Run], args: argparse.Namespace) -> None:
     for table in tables:
         lines = figure(table, published)
         print(f"{heading_mark}{lines['title']}, {shown(table.where)}\n\n{table_text(lines, markup)}\n")
-    for note in notes(tables, args.ci95, published):
+    if published and any(table.protocol == "base2new" and table.backbone in (BACKBONE, "") for table in tables):
+        lines = with_extra()
+        print(f"{heading_mark}{lines['title']}\n\n{table_text(lines, markup)}\n")
+    shown_notes = list(notes(tables, args.ci95, published))
+    if args.openworld:
+        from results import openworld
+
+        for lines in openworld.figures(tables):
+            print(f"{heading_mark}{lines['title']}\n\n{table_text(lines, markup)}\n")
+        shown_notes += openworld.NOTES
+    for note in shown_notes:
         print(f"{note_mark}{note}")
 
 
@@ -106,12 +117,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--csv", metavar="FILE", help="tables as numbers to FILE; -: to the screen instead")
     parser.add_argument("--html", metavar="FILE", help="all tables and figures as one page, to be opened in a browser")
     parser.add_argument("--figures", metavar="DIR", help="the page's figures as PDF and PNG")
+    parser.add_argument(
+        "--openworld", action="store_true", help="join halves whose logits were kept (docs/CALIBRATION.md)"
+    )
     markup = parser.add_mutually_exclusive_group()
     markup.add_argument("--markdown", dest="markup", action="store_const", const="pipe")
     markup.add_argument("--latex", dest="markup", action="store_const", const="latex_booktabs")
     parser.add_argument("--paper", action="store_true", help=f"published values beside ours ({PUBLISHED.name})")
     args = parser.parse_args(argv)
-    args.wants_tables = any((args.csv, args.markup, args.paper, args.html, args.figures))
+    args.wants_tables = any((args.csv, args.markup, args.paper, args.html, args.figures, args.openworld))
     if args.multi_exp and args.wants_tables:
         parser.error("--multi-exp prints no tables: without it, the folder's experiments become tables")
     if args.paper and args.keyword != "accuracy":
@@ -136,6 +150,11 @@ def main(argv: list[str] | None = None) -> int:
     else:
         runs, wrong = check_together(runs)
         problems = wrong | problems
+        if args.openworld:
+            from results.openworld import add_joined  # here, as it takes numpy along
+
+            runs, unjoined = add_joined(runs)
+            problems = unjoined | problems
         try:
             print_tables(runs, args)
             write_page(runs, problems, top, args)

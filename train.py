@@ -16,7 +16,9 @@ from dassl.data import ClassNames
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.checkpoint import check_identity, identity, where_it_is
+from dassl.engine.logits import save_logits
 from dassl.engine.result import read_result, write_result
+from dassl.engine.temperature import trained_temperature
 from dassl.utils import (
     FolderLock,
     Logger,
@@ -41,10 +43,10 @@ its shots, the protocol and the preset, flags, KEY VALUE pairs.
 examples:
   python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/few_shot.yaml \\
       --dataset-config-file configs/datasets/eurosat.yaml --output-dir output/few DATASET.NUM_SHOTS 16
-  python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
+  python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/embedded.yaml \\
       --dataset-config-file configs/datasets/emoji.yaml --output-dir output/try \\
       DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES base
-  python train.py --trainer NAME --config-file configs/trainers/NAME/embedded.yaml \\
+  python train.py --trainer NAME --config-file configs/trainers/NAME/vit_b16.yaml configs/overlays/embedded.yaml \\
       --dataset-config-file configs/datasets/emoji.yaml --output-dir output/try_new \\
       --eval-only --model-dir output/try DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES new
 
@@ -194,6 +196,8 @@ def check(args, cfg):
         recipes = [os.path.relpath(path) for path in sorted(RECIPES.glob(f"{cfg.TRAINER.NAME}/*.yaml"))]
         hint = f" ({' or '.join(recipes)})" if recipes else ""
         raise UserError(f"MODEL.BACKBONE.NAME is not set; give a --config-file that sets it{hint}, or --backbone")
+    if cfg.TEST.SAVE_LOGITS and cfg.DATALOADER.TEST.SAMPLER != "SequentialSampler":
+        raise UserError("TEST.SAVE_LOGITS names the images in their order: leave DATALOADER.TEST.SAMPLER as it is")
     asked = args.device == "cuda" or "USE_CUDA" in args.opts[::2]
     if asked and cfg.USE_CUDA and not torch.cuda.is_available():
         raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")
@@ -241,11 +245,16 @@ def run(args, cfg, defaults):
         if trainer.get_model_names() and not cfg.EVAL.MODEL_DIR:
             raise UserError("--eval-only needs --model-dir, the folder of the training run to test")
         trainer.load_model(cfg.EVAL.MODEL_DIR, epoch=cfg.EVAL.EPOCH)
+        if cfg.EVAL.MODEL_DIR and cfg.TEST.TEMPERATURE == "auto":
+            trainer.temperature = trained_temperature(cfg.EVAL.MODEL_DIR)
         trainer.test()
     elif args.no_train:
         return
     else:
         trainer.train()
+    if cfg.TEST.SAVE_LOGITS and trainer.tested:
+        folder, epoch = (cfg.EVAL.MODEL_DIR, cfg.EVAL.EPOCH) if cfg.EVAL.ONLY else (cfg.OUTPUT_DIR, None)
+        save_logits(trainer, folder, epoch)
     write_result(trainer, args.config_file)
 
 

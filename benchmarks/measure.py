@@ -1,6 +1,7 @@
 """What the benchmarks share: rows that take turns, the machine they ran on."""
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 
 from dassl.utils import UserError, exit_code, write_json
+
+STEADY = 2, 3  # of the calls in a turn of a training step: unmeasured, measured
 
 
 def synchronize():
@@ -28,18 +31,42 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def interleaved(rows, rounds, warmup=1):
-    """{name: function} -> {name: median seconds of a call}.
+def turns(rows, rounds, unmeasured=1, measured=1):
+    """{name: function} -> {name: seconds of a call in each of `rounds` turns}.
 
-    The rows take turns, so that a slow moment of the machine meets all of them; the first `warmup` turns don't count.
+    The rows take turns, so that a slow moment of the machine meets all of them. A turn begins with `unmeasured` calls,
+    after which caches and the allocator's free memory are the row's own again; it counts as the median of its
+    `measured` ones.
     """
     taken = {name: [] for name in rows}
-    for turn in range(warmup + rounds):
+    for _ in range(rounds):
         for name, function in rows.items():
-            spent = seconds(function)
-            if turn >= warmup:
-                taken[name].append(spent)
-    return {name: statistics.median(values) for name, values in taken.items()}
+            for _ in range(unmeasured):
+                function()
+            taken[name].append(statistics.median(seconds(function) for _ in range(measured)))
+    return taken
+
+
+def interleaved(rows, rounds, unmeasured=1, measured=1):
+    """The median over what `turns` gives: {name: seconds of a call}."""
+    return {name: statistics.median(values) for name, values in turns(rows, rounds, unmeasured, measured).items()}
+
+
+def allocator():
+    """One line that says how memory for tensors is got on a CPU: PyTorch asks the C library's allocator."""
+    names = sorted(name for name in os.environ if name.startswith("MALLOC_") or name == "LD_PRELOAD")
+    return "; ".join(f"{name}={os.environ[name]}" for name in names) or "the C library's allocator, its defaults"
+
+
+def page_faults(function):
+    """How many pages the system gave this process during a call, None where it doesn't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    function()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def check_new(path):

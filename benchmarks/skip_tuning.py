@@ -5,6 +5,7 @@ run, the rows taking turns. "plain" is benchmarks/plain.py, the paper as it stan
 savings that change nothing but the cost, preset `recommended`.
 """
 
+import statistics
 import sys
 from functools import partial
 
@@ -14,7 +15,7 @@ from tabulate import tabulate
 from clip import clip
 from trainers.parts.cskip import keep_probability, mean_kept
 
-from .measure import interleaved, machine, parser, report
+from .measure import STEADY, allocator, interleaved, machine, page_faults, parser, report, turns
 from .model import IMAGES, SHAPE, SHOTS, Bench, class_names, prepare, quiet
 from .paper_memory import estimate
 from .plain import PlainStep, deep_image, shallow_image
@@ -84,7 +85,7 @@ def image_rates(bench, trainers, rounds):
 
 
 def measure(bench, classes, rounds):
-    """{row: {ms, gflop, peak_mb, paper_mb}} of one training step with `classes` base classes, and the trainers."""
+    """{row: its figures} of one training step with `classes` base classes, and the trainers."""
     makers, built = {}, {}
     for name, (omega, ratio) in PLAIN.items():
         if ratio < 1 or classes <= FITS:
@@ -104,8 +105,9 @@ def measure(bench, classes, rounds):
         omega, ratio = PLAIN.get(name, (6, 0.5))
         paper = estimate(BATCH, mean_kept(classes, ratio), 12 - omega, pixels=not omega)
         rows[name] = {"peak_mb": peak, "paper_mb": paper, "gflop": flops / 1e9}
-    for name, taken in interleaved(runs, rounds, warmup=0).items():
-        rows[name]["ms"] = taken * 1e3
+    for name, taken in turns(runs, rounds, *STEADY).items():
+        low, middle, high = (1e3 * pick(taken) for pick in (min, statistics.median, max))
+        rows[name] |= {"ms": middle, "ms_low": low, "ms_high": high, "page_faults": page_faults(runs[name])}
     return rows, built
 
 
@@ -118,7 +120,8 @@ def extrapolate(steps):
                 continue
             a, b = steps[low][name], steps[high][name]
             share = (classes - low) / (high - low)
-            rows[name] = {key: a[key] + share * (b[key] - a[key]) for key in a} | {"extrapolated": True}
+            keys = a.keys() & {"ms", "gflop", "peak_mb", "paper_mb"}
+            rows[name] = {key: a[key] + share * (b[key] - a[key]) for key in keys} | {"extrapolated": True}
 
 
 def whole_run(name, row, classes, rates):
@@ -128,14 +131,27 @@ def whole_run(name, row, classes, rates):
     return images / BATCH * row["ms"] / 1e3 + extracts
 
 
+def cache(bench, trainers, classes, rates):
+    """{row: what its cached images cost}: GB of one view, where it lies, and seconds of all extractions in a run."""
+    rows = {}
+    for name, trainer in trainers.items():
+        images = classes * SHOTS
+        size = images * trainer.encode_shallow(bench.pixels[:1]).nbytes / 1e9
+        place = "memory" if size <= trainer.options.CACHE_LIMIT else "a mapped file"
+        rows[name] = {"gb": size, "place": place}
+        rows[name] |= {f"{views}_views_s": images * views / rates[name]["extract"] for views in (1, 5, EPOCHS)}
+    return rows
+
+
 def run(shape, folder, numbers, rounds, progress=lambda text: None):
     """All measurements as one dictionary, what `--json` writes."""
     bench = Bench(folder, shape)
-    steps, rates = {}, None
+    steps, cached, rates = {}, {}, None
     for classes in numbers:
         progress(f"{classes} base classes")
         steps[classes], built = measure(bench, classes, rounds)
         rates = rates or image_rates(bench, built, rounds)
+        cached[classes] = cache(bench, built, classes, rates)
     extrapolate(steps)
     matmul = matmul_rates(rounds)
     for classes, rows in steps.items():
@@ -143,15 +159,17 @@ def run(shape, folder, numbers, rounds, progress=lambda text: None):
             row["floor_ms"] = row["gflop"] * 1e12 / matmul[EXACT.get(name, "fp32")]
             row["run_s"] = whole_run(name, row, classes, rates)
     flops = {name: rate / 1e9 for name, rate in matmul.items()}
-    return {"machine": machine(), "matmul_gflops": flops, "images_per_second": rates, "steps": steps}
+    told = {"machine": machine(), "allocator": allocator()}
+    return told | {"matmul_gflops": flops, "images_per_second": rates, "steps": steps, "cache": cached}
 
 
 def table(result):
     """The result as text."""
-    lines = [result["machine"]]
+    lines = [result["machine"], f"memory: {result['allocator']}"]
     flops = ", ".join(f"{name} {rate:.0f}" for name, rate in result["matmul_gflops"].items())
     lines.append(f"large matrix products: {flops} GFLOP/s\n")
-    header = ["M", "", "ms/step", "FT/", "both/", "floor ms", "run s", "FT/", "peak MB", "FT/", "paper-style MB"]
+    header = ["M", "", "ms/step", "low", "high", "page faults", "FT/", "both/", "floor ms"]
+    header += ["run s", "FT/", "peak MB", "FT/", "paper-style MB"]
     body = []
     for classes, rows in result["steps"].items():
         for name in [*PLAIN, *EXACT]:
@@ -165,7 +183,8 @@ def table(result):
             ms, run_s, peak, floor, paper = (
                 f"{row[key]:,.0f}" for key in ("ms", "run_s", "peak_mb", "floor_ms", "paper_mb")
             )
-            cells = [classes, name, mark + ms, ratio("ms", FT), ratio("ms", BOTH), floor]
+            spread = [f"{row[key]:,.0f}" if row.get(key) else "-" for key in ("ms_low", "ms_high", "page_faults")]
+            cells = [classes, name, mark + ms, *spread, ratio("ms", FT), ratio("ms", BOTH), floor]
             body.append([*cells, mark + run_s, ratio("run_s", FT), mark + peak, ratio("peak_mb", FT), paper])
     lines.append(tabulate(body, header, stralign="right", disable_numparse=True))
     rates = result["images_per_second"]
@@ -175,12 +194,20 @@ def table(result):
         for name, rate in rates.items()
     ]
     lines += ["", tabulate(body, ["images/s", "extraction", "test"], stralign="right", disable_numparse=True)]
-    lines += ["", NOTES]
+    header = ["M", "cached images", "GB a view", "in", "s, 1 view", "s, 5 views", f"s, fresh in {EPOCHS} epochs"]
+    body = [
+        [classes, name, f"{gb:.1f}", place, *(f"{spent:,.0f}" for spent in seconds)]
+        for classes, rows in result["cache"].items()
+        for name, (gb, place, *seconds) in ((name, row.values()) for name, row in rows.items())
+    ]
+    lines += ["", tabulate(body, header, stralign="right", disable_numparse=True), "", NOTES]
     return "\n".join(lines)
 
 
 NOTES = f"""\
 M: base classes; a step: {BATCH} images; CSkip keeps at most 50 classes for sure.
+ms/step: the median of the turns, each of which is the median of {STEADY[1]} steps behind {STEADY[0]} unmeasured ones;
+  low and high are of the turns. Page faults of a step: fresh memory from the system, which costs time.
 FT/, both/: the cost of "FT plain" and of "both plain" over the row's.
 run s: {SHOTS} shots, {EPOCHS} epochs, a fresh view of each image in each: the measured step and extraction, multiplied;
   reading pictures is not in it. ~: a straight line through the two smallest M, as the row does not fit into memory.

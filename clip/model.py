@@ -33,10 +33,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), written as silu(1.702 x) / 1.702: one fused kernel instead of three."""
+    """x * sigmoid(1.702 x), written as silu(1.702 x) / 1.702: one fused kernel instead of three, in place."""
 
     def forward(self, x):
-        return F.silu(1.702 * x) / 1.702
+        y = 1.702 * x
+        return F.silu(y, inplace=not y.requires_grad).div_(1.702)
 
 
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}

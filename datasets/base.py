@@ -16,8 +16,9 @@ class SplitDataset(DatasetBase):
     A subclass names its folders and its split file, or overrides `read`. Loading has three steps: `locate` the
     folder, `read` the split, `load` what the configuration selects from it. The first two can be called without a
     dataset. As in CoOp, few-shot selection runs over all classes, then base or new classes are kept; test is never
-    sampled. `split_hash` identifies the whole split, whatever is selected from it. In an instance, `dataset_dir`
-    and `image_dir` are full paths.
+    sampled. `split_hash` identifies the whole split, whatever is selected from it; `whole_classnames` are its classes
+    in the order of their labels, and class 0 here has the label `first_label` there. In an instance, `dataset_dir` and
+    `image_dir` are full paths.
     """
 
     dataset_dir = ""  # folder under DATASET.ROOT
@@ -45,6 +46,8 @@ class SplitDataset(DatasetBase):
         The paths of the split start in the folder `images`.
         """
         check_classes(split, type(self).__name__)
+        names = {item.label: item.classname for item in split["train"]}
+        self.whole_classnames = [names[label] for label in range(len(names))]
         self.dataset_dir, self.image_dir = folder, images
         self.split_hash = split_hash(split)
         if cfg.DATASET.NUM_SHOTS >= 1 and not self.test_only:
@@ -52,6 +55,8 @@ class SplitDataset(DatasetBase):
         kept = subsample_classes(*split.values(), subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         data = {part: self.datums(items) for part, items in zip(split, kept, strict=True)}
         super().__init__(train_x=data["train"], val=data.get("val"), test=data["test"])
+        new = cfg.DATASET.SUBSAMPLE_CLASSES == "new"  # these are the last ones
+        self.first_label = len(names) - self.num_classes if new else 0
 
     def datums(self, items):
         """`Item`s as Datum; one whose image does not exist raises MissingFile with its path."""

@@ -10,7 +10,6 @@ that is missing or broken is listed and left out.
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -22,10 +21,10 @@ from .tables import (
     Row,
     Table,
     accuracy_cells,
-    any_console,
     build_tables,
     cost_cells,
     finish,
+    folder_of,
     memory_column,
     notes,
     seeds_behind,
@@ -131,17 +130,10 @@ def paint(canvas, table: dict) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; -> the exit code."""
-    any_console()
-    parser = argparse.ArgumentParser(
-        prog="python -m results.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="such as output/ablate/omega")
-    folder = parser.parse_args(argv).folder.expanduser()
+    folder = folder_of("results.ablation", __doc__, "output/ablate/omega", argv)
     found, problems, tables = figures(folder)
     for table in found:
-        print(f"{table['title']}, {shown(absolute(folder))}\n\n{table_text(table)}\n")
+        print(f"{table['title']}, {shown(folder)}\n\n{table_text(table)}\n")
         name = "_".join(table["title"].split(", ")[:4]).replace(" ", "_")
         plot(folder / f"{name}.png", lambda canvas, table=table: paint(canvas, table), size=(10, 4))
         print()

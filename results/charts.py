@@ -33,7 +33,7 @@ class Series:
 class Chart:
     """What is drawn, and what stands at its axes."""
 
-    kind: str  # radar, plane, bubbles, bars or lines
+    kind: str  # radar, plane, bubbles, bars, lines or reliability
     title: str
     x: str
     y: str
@@ -170,10 +170,40 @@ def curves(table: Table, title: str, names: dict) -> Chart | None:
     )
 
 
+def reliability(table: Table, title: str, names: dict) -> Chart | None:
+    """Accuracy by confidence, for each dataset and half; the bins of all seeds are taken together."""
+    views = defaultdict(list)
+    for row in table.rows:
+        for column in [column for column in table.columns if column in row.bins]:
+            line = Series(names[row.trainer, row.config], [], [])
+            for images, confidence, accuracy in pooled(row.bins[column]):
+                line.x.append(confidence)
+                line.y.append(accuracy)
+                line.text.append(f"{images} images\nconfidence {confidence:.2f}\naccuracy {accuracy:.2f}")
+            views[f"{row.name}, {column}" + " shots" * (table.protocol == "few_shot")].append(line)
+    note = "Images in bins of equal width by their confidence. Below the line a method is surer than it is right."
+    title = f"Reliability, {title}"
+    return Chart("reliability", title, "confidence, %", "accuracy, %", dict(views), note=note) if views else None
+
+
+def pooled(found: list[dict]) -> list[tuple[int, float, float]]:
+    """Calibration's bins of several runs -> (images, mean confidence, accuracy) of each that isn't empty."""
+    sums = defaultdict(lambda: [0, 0.0, 0.0])
+    for bins in found:
+        rows = zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True)
+        for place, (images, *means) in enumerate(rows):
+            if images:
+                sums[place] = [
+                    sums[place][0] + images,
+                    *(s + images * m for s, m in zip(sums[place][1:], means, strict=True)),
+                ]
+    return [(images, *(total / images for total in totals)) for _, (images, *totals) in sorted(sums.items())]
+
+
 CHARTS = {
-    "base2new": (radar, plane, bubbles, bars),
-    "cross_dataset": (radar, bars),
-    "few_shot": (curves,),
+    "base2new": (radar, plane, bubbles, bars, reliability),
+    "cross_dataset": (radar, bars, reliability),
+    "few_shot": (curves, reliability),
 }
 
 

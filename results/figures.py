@@ -27,7 +27,7 @@ from pathlib import Path
 
 from dassl.utils import Parser, UserError, exit_code, nearest, write_atomic
 
-from . import ablation, comparison, costs, tables
+from . import ablation, choose, comparison, costs, curve, tables
 from .gate import RESULT_LIMIT, Broken, is_name, is_names, is_table, read_json
 from .layout import FORMATS, table_text
 from .plot import plot
@@ -245,10 +245,23 @@ def from_comparison(folder: Path) -> tuple[list[dict], dict[Path, str], list[str
     return *comparison.figures(folder), comparison.NOTES
 
 
+def from_choice(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The table of results.choose."""
+    return *choose.figures(folder), choose.NOTES
+
+
+def from_curve(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The tables of results.curve."""
+    found, problems, built = curve.figures(folder)
+    return found, problems, list(tables.notes(built))
+
+
 MAKERS: dict[str, Callable] = {  # each: folder or file -> (tables, {folder: problem}, notes)
     "runs": from_runs,
     "ablation": from_ablation,
     "comparison": from_comparison,
+    "choose": from_choice,
+    "curve": from_curve,
     "methods": costs.methods,
     "skip_tuning": costs.skip_tuning,
 }
@@ -318,12 +331,14 @@ def refresh(root: Path, source: str, name: str, args: argparse.Namespace) -> Non
 
 
 def draw_plots(root: Path) -> None:
-    """docs/results/<name>.png for each figure of an ablation."""
+    """docs/results/<name>.png for each figure of an ablation on one dataset, and of curves."""
     for file in sorted((root / ROWS).glob("*.json")):
         figure = read_figure(file)
-        for table in figure["tables"] if figure["made_by"] == "ablation" else ():
-            if len(figure["tables"]) == 1:
-                plot(file.with_suffix(".png"), lambda canvas, table=table: ablation.paint(canvas, table), size=(10, 4))
+        maker, table = figure["made_by"], figure["tables"][0]
+        if maker == "ablation" and len(figure["tables"]) == 1:
+            plot(file.with_suffix(".png"), lambda canvas, table=table: ablation.paint(canvas, table), size=(10, 4))
+        elif maker == "curve":
+            plot(file.with_suffix(".png"), lambda canvas, table=table: curve.paint(canvas, table), size=(7, 6))
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

@@ -44,6 +44,17 @@ def is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def is_bins(value: object) -> bool:
+    """Counts, and means of confidence and accuracy in percent, null where nothing was counted; of one length."""
+    if not is_table(value) or set(value) != {"count", "confidence", "accuracy"}:
+        return False
+    lists = list(value.values())
+    if not all(isinstance(found, list) and len(found) == len(lists[0]) for found in lists):
+        return False
+    rows = zip(*(value[key] for key in ("count", "confidence", "accuracy")), strict=True)
+    return all(is_whole(n) and all(map(is_percent, means)) if n else n == 0 for n, *means in rows)
+
+
 def one_of(*names: str) -> tuple:
     """(what is allowed, the test of it), as for the kinds below."""
     return f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names
@@ -67,8 +78,24 @@ OPTIONAL = {  # not in every file that was ever written
     **dict.fromkeys(("versions", "calibration"), TABLE),
     **dict.fromkeys(("classnames", "config_files"), NAMES),
 }
+CALIBRATION = {
+    **dict.fromkeys(("ece10", "ece15", "ace15", "mce15", "mean_confidence"), PERCENT),
+    **dict.fromkeys(("brier", "nll", "logit_scale"), AMOUNT),
+    "bins15": ("bins", is_bins),
+}
 SECONDS = {"extract": AMOUNT, "train": AMOUNT}
-NULLABLE = {"accuracy", "macro_f1", "peak_memory_mb", "peak_rss_mb", "tested", "split", "images", "calibration"}
+NULLABLE = {
+    "accuracy",
+    "macro_f1",
+    "peak_memory_mb",
+    "peak_rss_mb",
+    "tested",
+    "split",
+    "images",
+    "calibration",
+    "nll",
+    "logit_scale",
+}
 
 
 def read_text(file: Path, limit: int, errors: str = "strict") -> str:
@@ -115,6 +142,7 @@ def read_record(file: Path) -> dict:
     record = read_json(file, RESULT_LIMIT)
     check_shape(file.name, record, NEEDED, OPTIONAL)
     check_shape(f"seconds in {file.name}", record["seconds"], SECONDS, {})
+    check_shape(f"calibration in {file.name}", record.get("calibration") or {}, {}, CALIBRATION)
     if record["accuracy"] is None:
         raise Broken(f"{file.name} has no accuracy: trained, not tested")
     if len(record.get("classnames") or "several") == 1:

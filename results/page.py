@@ -17,8 +17,9 @@ from dassl.utils import UserError
 
 from .charts import build_charts, labels, split_grids
 from .layout import brief, cost, percent
-from .published import Published
-from .read import COSTS, Run, dataset_stems
+from .layout import cell as cell_text
+from .published import BACKBONE, Published, with_extra
+from .read import BESIDE, COSTS, Run, dataset_stems
 from .tables import Table, cell_records, group, memory_column, notes
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +84,7 @@ def extra_text(run: Run) -> bool | None:
         return None
 
 
-def flags(runs: list[Run]) -> dict[tuple[str, str, str], dict[str, bool | None]]:
+def flags(runs: list[Run]) -> dict[tuple[str, str, str], dict[str, bool | int | None]]:
     """{(protocol, trainer, config): flags} by what its newest result.json says."""
     found = {}
     for key, members in group(runs, lambda run: (run.protocol, run.trainer, run.config)).items():
@@ -91,7 +92,7 @@ def flags(runs: list[Run]) -> dict[tuple[str, str, str], dict[str, bool | None]]
         files = tuple(run.record.get("config_files") or ())
         protocol = run.record.get("protocol") or run.protocol
         own = per_dataset(files, protocol, run.record.get("preset") or run.preset)
-        found[key] = {"extra_text": extra_text(run), "per_dataset": own}
+        found[key] = {"extra_text": extra_text(run), "per_dataset": own, "trials": run.record.get("trials")}
     return found
 
 
@@ -123,7 +124,7 @@ def table_rows(table: Table, known: dict, published: Published | None) -> list[d
         row["cells"][record["metric"]] = page_cell(record)
     found = []
     for row in rows.values():
-        counts = [str(cell["n"]) for name, cell in row["cells"].items() if name not in COSTS]
+        counts = [str(cell["n"]) for name, cell in row["cells"].items() if name not in {*COSTS, *BESIDE}]
         if counts:  # costs alone make no line
             if "Train s" in row["cells"]:
                 seconds = [row["cells"].get(name, {}).get("mean") for name in ("Train s", "Extract s")]
@@ -149,15 +150,29 @@ def page_rows(tables: list[Table], runs: list[Run], published: Published | None)
     return rows
 
 
+def extra_rows(tables: list[Table]) -> list[list[str]]:
+    """Head and lines of the published numbers of methods with extra input, as texts, where ours are to be compared."""
+    if not any(table.protocol == "base2new" and table.backbone in (BACKBONE, "") for table in tables):
+        return []
+    figure = with_extra()
+    heads = [head.replace("\n", " ") for _, head, _ in figure["columns"]]
+    return [heads, *([cell_text(row, key, kind) for key, _, kind in figure["columns"]] for row in figure["rows"])]
+
+
 def page_runs(runs: list[Run], top: Path) -> dict[str, list]:
     """Every file that was read: names once, then a list of values for each, as there may be thousands."""
     rows = []
     for run in runs:
         file = run.file.relative_to(top).as_posix() if run.file.is_relative_to(top) else str(run.file)
         costs = [run.costs.get(name) for name in RUN_COSTS]
+        costs.append((run.record.get("calibration") or {}).get("ece15"))
         texts = ["" if value is None else brief(value) for value in costs]
         rows.append([*(getattr(run, key) for key in RUN_FIELDS), percent(run.value), costs, texts, file])
-    return {"fields": [*RUN_FIELDS, "text", "costs", "cost_texts", "file"], "costs": RUN_COSTS, "rows": rows}
+    return {
+        "fields": [*RUN_FIELDS, "text", "costs", "cost_texts", "file"],
+        "costs": [*RUN_COSTS, BESIDE["ece15"]],
+        "rows": rows,
+    }
 
 
 def page_html(
@@ -185,6 +200,8 @@ def page_html(
     data = {
         "top": str(top),
         "keyword": keyword,
+        "beside": [[name, head] for name, head in BESIDE.items() if head],
+        "extra": extra_rows(tables) if published else [],
         "rows": page_rows(tables, runs, published),
         "runs": page_runs(runs, top),
         "problems": [[str(folder), why] for folder, why in sorted(problems.items())],

@@ -83,12 +83,21 @@ def paint_lines(axes, series: list[Series], look: dict[str, dict]) -> None:
     axes.set_xticks(range(len(points)), points)
 
 
+def paint_reliability(axes, series: list[Series], look: dict[str, dict]) -> None:
+    axes.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
+    for one in series:
+        axes.plot(one.x, one.y, label=one.name, markersize=4, linewidth=1, **look[one.name])
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+
+
 PAINT: dict[str, Callable] = {
     "radar": paint_radar,
     "plane": paint_plane,
     "bubbles": paint_bubbles,
     "bars": paint_bars,
     "lines": paint_lines,
+    "reliability": paint_reliability,
 }
 
 

@@ -35,6 +35,14 @@ SUBSAMPLE = {"train_base": "base", "test_new": "new"}  # every other part: all
 TEST_ONLY = ("test_new", "evaluation")  # parts that train nothing
 COLUMN = {"train_base": "Base", "test_new": "New"}  # every other part: "Accuracy"
 COSTS = ("Train s", "Extract s", "Peak MB", "RSS MB")  # training includes extraction
+SCORES = ("mcm", "msp", "max_logit", "energy")  # by which base images are told from new ones
+# Numbers beside accuracy, in percent: {name in --csv: head of a column on the page, or "" for none there}
+BESIDE = {
+    **{"ece15": "ECE", "ece15_base": "ECE base", "ece15_new": "ECE new"},
+    **{"gen_base": "Gen. base", "gen_new": "Gen. new", "gen_h": "Gen. H", "openworld_auc": "OpenworldAUC"},
+    **{f"{name}_{score}": "" for score in SCORES for name in ("auroc", "aupr", "fpr95_id", "fpr95_ood")},
+    **{"auroc_mcm": "AUROC", "fpr95_id_mcm": "FPR95"},
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Run:
     tested: str = "test"  # the split that was tested
     split: str | None = None  # hash of the dataset's whole split, where result.json says it
     costs: dict[str, float | None] = field(default_factory=dict)
+    beside: dict[str, float] = field(default_factory=dict)  # BESIDE, what is known of it
     record: dict = field(default_factory=dict)  # the whole of result.json
 
     @property
@@ -110,8 +119,9 @@ def place_of(record: dict, path: dict) -> dict:
     if path.get("seed", 0) < 0:  # SEED -1: each half has drawn its own
         place["seed"] = path["seed"]
     if path["protocol"] == "other":
-        files = record.get("config_files")  # the method's own first, then overlays
-        place["config"] = "_".join(filter(None, (Path(files[0]).stem if files else "", preset))) or "-"
+        files = [Path(file).stem for file in record.get("config_files") or ()]  # the method's own first, then overlays
+        own = "embedded" if "embedded" in files else "".join(files[:1])
+        place["config"] = "_".join(filter(None, (own, preset))) or "-"
     return place | {"dataset": dataset_stems().get(record["dataset"], record["dataset"])}
 
 
@@ -136,6 +146,10 @@ def read_result(file: Path, path: dict, keyword: str) -> Run:
         if path["protocol"] != "other":
             check_path(record, path)
         known |= path
+    calibration = record.get("calibration") or {}
+    if "ece15" in calibration:
+        part = {"train_base": "_base", "test_new": "_new"}.get(known["part"], "")
+        known["beside"] = {f"ece15{part}": calibration["ece15"]}
     known["tested"] = record.get("tested") or tested_by_log(file.parent)
     values = {"accuracy": record["accuracy"], "error": 100 - record["accuracy"], "macro_f1": record["macro_f1"]}
     value = values[keyword] if keyword in values else read_log(file.parent, keyword, test_only=True)["value"]

@@ -4,6 +4,7 @@ A cell holds runs of one experiment that differ in their seed alone: same traine
 (the split's hash) and same tested split. What differs in any of these stands in another row or table.
 """
 
+import argparse
 import csv
 import io
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from .published import BACKBONE, Published
-from .read import COSTS, TEST_ONLY, Run
+from .read import BESIDE, COSTS, TEST_ONLY, Run, absolute
 
 CSV_COLUMNS = (
     *("protocol", "folder", "backbone", "shots", "dataset", "trainer", "config", "metric", "mean", "spread", "n"),
@@ -48,6 +49,7 @@ class Row:
     split: str | None = None
     values: dict[str, dict[int, float]] = field(default_factory=dict)  # {column: {seed: value}}
     learned: int | None = None  # parameters; of several runs the most
+    bins: dict[str, list[dict]] = field(default_factory=dict)  # {column: calibration's bins of each run}
     mark: str = ""  # tells apart what would stand under one dataset's name
 
     @property
@@ -114,6 +116,10 @@ def over_seeds(runs: list[Run]) -> dict[str, dict[int, float]]:
         known = {run.seed: run.costs[name] for run in trained if run.costs.get(name) is not None}
         if known:
             values[name] = known
+    for name in BESIDE:
+        known = {run.seed: run.beside[name] for run in runs if name in run.beside and run.protocol != "few_shot"}
+        if known:
+            values[name] = known
     return values
 
 
@@ -123,6 +129,10 @@ def make_row(runs: list[Run], split: str, ci95: bool) -> Row:
     cells = {}
     for column, by_seed in values.items():
         cells[column] = describe(by_seed.values(), ci95 and column not in COSTS)
+    bins = defaultdict(list)
+    for run in runs:
+        if found := (run.record.get("calibration") or {}).get("bins15"):
+            bins[run.column].append(found)
     learned = [run.record["learned_parameters"] for run in runs if run.record.get("learned_parameters") is not None]
     return Row(
         runs[0].dataset,
@@ -134,6 +144,7 @@ def make_row(runs: list[Run], split: str, ci95: bool) -> Row:
         split=split or None,
         values=values,
         learned=max(learned, default=None),
+        bins=dict(bins),
     )
 
 
@@ -143,8 +154,9 @@ def over_datasets(rows: list[Row]) -> dict[str, Stat]:
     cells = {}
     for name in names:
         cells[name] = Stat(statistics.fmean(row.cells[name].mean for row in rows), None, len(rows))
-    if "H" in cells:
-        cells["H"] = cells["H"]._replace(mean=statistics.harmonic_mean([cells["Base"].mean, cells["New"].mean]))
+    for name, base, new in (("H", "Base", "New"), ("gen_h", "gen_base", "gen_new")):
+        if name in cells:
+            cells[name] = cells[name]._replace(mean=statistics.harmonic_mean([cells[base].mean, cells[new].mean]))
     return cells
 
 
@@ -159,7 +171,7 @@ def averages(protocol: str, rows: list[Row]) -> list[Row]:
     """A row for each trainer and config, over the datasets for which none of its columns is empty."""
     found = []
     for (trainer, config, tested), members in group(rows, lambda row: (row.trainer, row.config, row.tested)).items():
-        columns = {name for row in members for name in row.cells} - set(COSTS)
+        columns = {name for row in members for name in row.cells} - {*COSTS, *BESIDE}
         full = [row for row in members if columns <= set(row.cells)]
         for which, some in group(full, lambda row: kind(protocol, row.dataset)).items():
             if len(some) > 1:
@@ -221,9 +233,9 @@ def paper_value(table: Table, row: Row, column: str, published: Published | None
 
 
 def cell_records(tables: Iterable[Table], published: Published | None = None) -> list[dict]:
-    """One plain dictionary for each cell, costs included: CSV_COLUMNS, `seeds` {seed: value} and the paper's `note`.
+    """One plain dictionary for each cell: CSV_COLUMNS, `seeds` {seed: value} and the paper's `note`.
 
-    Percent, seconds and MB, at full precision.
+    Costs and BESIDE included. Percent, seconds and MB, at full precision.
     """
     records = []
     for table in tables:
@@ -231,7 +243,7 @@ def cell_records(tables: Iterable[Table], published: Published | None = None) ->
         for row in table.rows + table.averages:
             known = place | {"shots": table.shots, "dataset": row.dataset, "trainer": row.trainer, "config": row.config}
             known |= {"preset": row.preset, "tested": row.tested, "split": row.split}
-            for column in [name for name in (*table.columns, *COSTS) if name in row.cells]:
+            for column in [name for name in (*table.columns, *COSTS, *BESIDE) if name in row.cells]:
                 named = {"metric": column}
                 if table.protocol == "few_shot":
                     named = {"metric": "Accuracy", "shots": -1 if column == "all" else int(column)}
@@ -330,11 +342,15 @@ def figure(table: Table, published: Published | None = None) -> dict:
             mark = "*" if paper.get("note") else ""
             line[f"paper_{name.lower()}"] = f"{paper['value']}{mark}" if paper else None
         lines.append(line | {"n": seeds_behind(row, table.columns) if row.values else ""})
+    return titled(table, table.protocol, [*columns, ["n", "n", "number"]], lines)
+
+
+def titled(table: Table, what: str, columns: list, lines: list[dict]) -> dict:
+    """A figure of these columns and lines. What is the same in all lines stands in the title only."""
     same = [key for key in ("dataset", "config") if len({line[key] for line in lines}) == 1]
     constant = [lines[0][key] for key in same]
-    title = ", ".join(filter(None, [table.protocol, *constant, shots_name(table.shots), table.backbone]))
-    columns = [column for column in columns if column[0] not in same] + [["n", "n", "number"]]
-    return {"title": title, "columns": columns, "rows": lines}
+    title = ", ".join(filter(None, [what, *constant, shots_name(table.shots), table.backbone]))
+    return {"title": title, "columns": [column for column in columns if column[0] not in same], "rows": lines}
 
 
 def notes(tables: list[Table], ci95: bool = False, published: Published | None = None) -> Iterator[str]:
@@ -372,6 +388,15 @@ def finish(found: object, problems: dict[Path, str], nothing: str) -> int:
         print(f"Error: {nothing}", file=sys.stderr)
         return 2
     return 1 if problems else 0
+
+
+def folder_of(module: str, description: str, example: str, argv: list[str] | None) -> Path:
+    """The folder that a command line of ours with nothing else names, as the user means it."""
+    any_console()
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description, formatter_class=form)
+    parser.add_argument("folder", type=Path, help=f"such as {example}")
+    return absolute(parser.parse_args(argv).folder)
 
 
 def any_console(*streams: TextIO) -> None:

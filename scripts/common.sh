@@ -85,7 +85,7 @@ arguments() {
 quoted() { printf "'%s'" "$(sed "s/'/'\\\\''/g" <<<"$1")"; }
 
 # recipe PROTOCOL DATASET: sets files (what train.py merges: the method's own file, the protocol's, the preset's) and cfg
-# (their name in the output folder).
+# (their name in the output folder). A method without an embedded.yaml has rows for the embedded model in vit_b16.yaml.
 recipe() {
   local own model=vit_b16 preset=${PRESET:-} suffix=_$1 file shared
   if [ "$preset" = recommended ]; then preset=; fi
@@ -105,7 +105,11 @@ recipe() {
     fi
   fi
   cfg=$model${preset:+_$preset}$suffix
-  files=("$own" "configs/overlays/$1.yaml")
+  files=("$own")
+  if [[ $model = embedded && ! -e $own ]]; then
+    files=("configs/trainers/$TRAINER/vit_b16.yaml" configs/overlays/embedded.yaml)
+  fi
+  files+=("configs/overlays/$1.yaml")
   if [ -n "$preset" ]; then
     file=configs/trainers/$TRAINER/$preset.yaml
     for shared in "configs/overlays/${model}_$preset.yaml" "configs/overlays/$preset.yaml"; do

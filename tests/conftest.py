@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tabulate import tabulate
 
 from clip.model import CLIP
 from dassl.utils import download
@@ -18,17 +19,11 @@ from tests.sizes import TINY
 
 # Files and folders that start processes, train or export: `make quick` leaves them out.
 SLOW = (
-    *("benchmarks/", "swap/", "sweeps/", "test_ablate_scripts.py", "test_embedded", "test_export.py", "test_make.py"),
-    *(
-        "test_kills.py",
-        "test_own_modules.py",
-        "test_predict",
-        "test_scripts.py",
-        "test_sweep_scripts.py",
-        "test_train.py",
-    ),
-    *("clip/test_formats.py", "clip/test_hub.py", "clip/test_load.py", "dassl/test_resume.py", "dassl/test_memory.py"),
-    *("test_train.py", "datasets/test_fetch", "results/test_page.py", "trainers/test_", "trainers/parts/test_exact.py"),
+    *("benchmarks/", "clip/test_formats.py", "clip/test_hub.py", "clip/test_load.py", "datasets/test_fetch"),
+    *("dassl/test_memory.py", "dassl/test_resume.py", "results/test_page.py", "swap/", "sweeps/"),
+    *("test_ablate_scripts.py", "test_embedded", "test_export.py", "test_joined", "test_kills.py", "test_make.py"),
+    *("test_oracles.py", "test_own_modules.py", "test_predict", "test_scripts.py", "test_sweep_scripts.py"),
+    *("test_train.py", "trainers/test_", "trainers/parts/test_exact.py"),
 )
 
 
@@ -44,6 +39,19 @@ def pytest_collection_finish():
     """What the imports made stays to the end: garbage collections and memory meters need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of `make gpu-check`: each test with its outcome and the figures that it recorded."""
+    if terminalreporter.config.option.markexpr != "cuda":
+        return
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    rows = [
+        (report.nodeid.partition("::")[2], report.outcome, "; ".join(f"{k} {v}" for k, v in report.user_properties))
+        for report in reports
+        if report.when == "call"
+    ]
+    terminalreporter.write_line(tabulate(rows, ["test", "outcome", "figures"]) if rows else "No test ran.")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ DATASET_FILES = sorted(CONFIGS.glob("datasets/*.yaml"))
 RECIPES = sorted(CONFIGS.glob("trainers/*/*.yaml"))
 OVERLAYS = sorted(CONFIGS.glob("overlays/*.yaml"))
 BASES = sorted(CONFIGS.glob("base/*.yaml"))
-SELF_CONTAINED = ("vit_b16", "embedded")  # what a trainer's own files are called; its others are presets
+SELF_CONTAINED = ("vit_b16", "embedded")  # models, and what a trainer's own files are called; its others are presets
 PROTOCOLS = ("base2new", "few_shot", "xd")
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -84,9 +84,10 @@ def offered():
 
 def test_every_trainer_has_every_protocol_with_every_preset(offered):
     own = {"SkipTuning": "paper official cached", "CLIPAdapter": "cached", "DePT": "coop cocoop maple promptsrc"}
+    own |= {"MMRL": "uniform", "MMRLpp": "uniform"}
     expected = set()
     for trainer in {path.parent.name for path in RECIPES}:
-        for model in (each for each in SELF_CONTAINED if CONFIGS / f"trainers/{trainer}/{each}.yaml" in RECIPES):
+        for model in SELF_CONTAINED:
             presets = ["", *own.get(trainer, "").split(), "matched"]
             if trainer in ("ZeroshotCLIP", "TipAdapter") or (trainer, model) == ("SkipTuning", "vit_b16"):
                 presets.remove("matched")  # nothing is trained, or its own recipe is what others are matched with
@@ -106,7 +107,7 @@ def test_every_recipe_resolves_to_a_valid_configuration(offered):
 def known_conditions():
     presets = {path.stem for path in RECIPES if path.stem not in SELF_CONTAINED} | {"matched"}
     shots = {f"{number}shots" for number in SHOTS}
-    return {*DATASET_REGISTRY.registered_names(), *shots, *PROTOCOLS, *presets}
+    return {*DATASET_REGISTRY.registered_names(), *shots, *PROTOCOLS, *presets, "embedded"}
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *OVERLAYS, *BASES], ids=name_of)
@@ -126,7 +127,9 @@ def test_config_file_holds_only_known_keys_that_differ_from_what_it_is_based_on(
     bases = own.pop("_BASE_", [])
     below = [[path.parent / base for base in ([bases] if isinstance(bases, str) else bases)]]
     if path in RECIPES and path.stem not in SELF_CONTAINED:  # a preset, for one of the trainer's own files at least
-        below += [[path.with_name(f"{model}.yaml")] for model in SELF_CONTAINED]
+        below += [
+            [path.with_name(f"{model}.yaml")] for model in SELF_CONTAINED if path.with_name(f"{model}.yaml").is_file()
+        ]
     before = [flatten(merged(*paths)) for paths in below]
     after = flatten(merged(path))
     assert own or path.parent.name == "ZeroshotCLIP", "an empty file"
@@ -195,10 +198,16 @@ FinetuneCLIP 4/1e-05/10     4/1e-05/10     4/1e-05/10     4/1e-05/4      32/0.00
 IVLP         4/0.0025/20    4/0.0025/50    4/0.0025/50    4/0.0025/20    4/0.001/6     4/0.0025/5 4/0.0025/40 32/0.003/6
 KgCoOp       128/0.002/100  128/0.002/100  128/0.002/100  128/0.002/100  128/0.1/30    4/0.002/5  4/0.002/40  32/0.1/6
 MaPLe        4/0.0035/5     4/0.0035/50    4/0.0035/50    4/0.0026/2     4/0.1/3       4/0.0035/5 4/0.0035/40 32/1/6
+MMRL         4/0.001/10     32/0.001/50    32/0.001/5     32/0.001/1     4/0.001/3     4/0.001/5  4/0.001/40  32/0.001/6
+MMRLpp       4/0.001/10     32/0.002/100   32/0.001/5     32/0.001/1     4/0.001/3     4/0.001/5  4/0.002/40  32/0.001/6
 ProGrad      32/0.002/100   32/0.002/50    32/0.002/50    32/0.002/100   32/0.01/30    4/0.002/5  4/0.002/40  32/0.01/6
 PromptSRC    4/0.0025/20    4/0.0025/50    4/0.0025/50    4/0.0025/20    4/0.003/6     4/0.0025/5 4/0.0025/40 32/0.01/6
 TCP          32/0.002/50    32/0.002/50    32/0.002/25    32/0.002/25    32/0.003/15   4/0.002/5  4/0.002/40  32/0.003/6
 TipAdapterF  256/0.001/100  256/0.001/100  256/0.001/20   256/0.001/20   256/0.01/6    4/0.001/5  4/0.001/40  32/0.03/6
+TwoSFS       32/0.0002/300s 32/0.0002/300s 32/0.0002/300s 32/0.0002/300s 32/0.001/90s  4/0.0002/5 4/0.0002/40 32/0.003/6
+CLIPSVD      32/0.0004/20   32/0.0005/200s 32/0.0005/200s 32/0.0005/200s 32/0.01/6     4/0.0004/5 4/0.0005/40 32/0.01/6
+ProLIP 20000/1e-05/300 20000/1e-05/300 20000/1e-05/300 20000/1e-05/300 20000/0.001/90 4/1e-05/5 4/1e-05/40 32/0.001/6
+LPpp         20000/1/300    20000/1/300    20000/1/300    20000/1/300    20000/1/90    4/1/5      4/1/40      32/1/6
 """
 
 
@@ -225,6 +234,18 @@ def test_options_of_one_dataset_one_number_of_shots_and_one_protocol(offered):
     assert option("CoOp", "xd", "", "EuroSAT", 16, "COOP.CTX_INIT") == "a photo of a"
     assert option("CoPrompt", "base2new", "", "EuroSAT", 16, "COPROMPT.N_CTX") == 2
     assert option("CoPrompt", "xd", "", "EuroSAT", 16, "COPROMPT.N_CTX") == 4  # a target of ImageNet's prompts
+    for key, expected in (("MMRL.REP_DIM", (2048, 512, 512)), ("MMRL.REG_WEIGHT", (0.01, 0.2, 1.0))):
+        trainer, cases = "MMRL", (("base2new", ""), ("xd", ""), ("base2new", "uniform"))
+        assert tuple(option(trainer, *case, "EuroSAT", 16, key) for case in cases) == expected
+    for case, beta in {
+        ("base2new", ""): 0.2,
+        ("xd", ""): 0.3,
+        ("base2new", "uniform"): 0.9,
+        ("xd", "uniform"): 0.9,
+    }.items():
+        assert option("MMRLpp", *case, "EuroSAT", 16, "MMRLPP.BETA") == beta
+    assert option("MMRLpp", "xd", "", "ImageNetA", 16, "MMRLPP.BETA") == 0.8
+    assert option("MMRLpp", "xd", "", "ImageNet", 16, "MMRLPP.REG_WEIGHT") == 0.1
     means = {
         ("base2new", "", "ImageNet"): 15.0,
         ("base2new", "matched", "ImageNet"): 3.75,
@@ -292,17 +313,22 @@ def test_trainer_file_lies_in_the_folder_of_a_registered_trainer(path):
     assert path.parent.name in TRAINER_REGISTRY.registered_names()
 
 
-def test_every_registered_trainer_has_a_file_of_its_own_and_those_of_the_comparison_have_both():
+def test_every_registered_trainer_has_a_file_and_where_it_learns_its_own_numbers_for_the_embedded_model():
     ours = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names())  # the tests' own are not in trainers
     for trainer in (each.__name__ for each in ours if each.__module__.startswith("trainers.")):
-        assert (CONFIGS / f"trainers/{trainer}/vit_b16.yaml").is_file()
-    for trainer in (
-        "SkipTuning",
-        "ZeroshotCLIP",
-        "TipAdapter",
-        *(row.split()[0] for row in NUMBERS.split("\n") if row),
-    ):
-        assert all((CONFIGS / f"trainers/{trainer}/{model}.yaml").is_file() for model in SELF_CONTAINED)
+        file = CONFIGS / f"trainers/{trainer}/vit_b16.yaml"
+        rows = merged(file).OVERRIDES
+        assert file.with_name("embedded.yaml").is_file() or "embedded" in rows or trainer == "ZeroshotCLIP"
+
+
+def test_rows_for_another_model_do_not_hold_for_the_embedded_one_on_any_dataset():
+    cfg = merged(CONFIGS / "trainers/CoOp/vit_b16.yaml", CONFIGS / "overlays/few_shot.yaml")
+    assert resolved(cfg, "Emoji", 4).OPTIM.MAX_EPOCH == 100  # few_shot+4shots
+    cfg = merged(CONFIGS / "trainers/CoOp/vit_b16.yaml", CONFIGS / "overlays/embedded.yaml")
+    cfg.merge_from_file(CONFIGS / "overlays/few_shot.yaml")
+    for dataset in ("Emoji", "ImageNet"):
+        found = resolved(cfg, dataset, 4)
+        assert (found.OPTIM.MAX_EPOCH, found.TRAINER.COOP.CTX_INIT) == (60, "an emoji of a")
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *OVERLAYS], ids=name_of)

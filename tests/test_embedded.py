@@ -63,7 +63,8 @@ def test_every_vendor_is_named_with_a_licence():
 def test_zero_shot_accuracy_leaves_room(classes, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     code = train.main(
-        ["--trainer", "ZeroshotCLIP", "--config-file", "configs/trainers/ZeroshotCLIP/embedded.yaml"]
+        ["--trainer", "ZeroshotCLIP"]
+        + ["--config-file", "configs/trainers/ZeroshotCLIP/vit_b16.yaml", "configs/overlays/embedded.yaml"]
         + ["--dataset-config-file", "configs/datasets/emoji.yaml", "--output-dir", str(tmp_path)]
         + ["DATASET.NUM_SHOTS", "5", "DATASET.SUBSAMPLE_CLASSES", classes]
     )

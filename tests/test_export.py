@@ -23,11 +23,15 @@ from clip.writing import write_folder
 from dassl.data.transforms import build_transform
 from dassl.utils import read_image
 from tests.readers import ONNX, OPEN_CLIP, TRANSFORMERS
+from tests.small_runs import CLASSES, train_once, write_images
 
 ROOT = Path(__file__).parents[1]
-CLASSES = ["ant", "bee", "sea lion", "zebra"]
-TUNED = ["SkipTuning", "FinetuneCLIP", "CLIPLoRA", "ZeroshotCLIP"]
-OTHERS = ["CoOp", "MaPLe", "TipAdapter"]  # learned texts, images with prompts, other logits
+TUNED = ["SkipTuning", "FinetuneCLIP", "CLIPLoRA", "ZeroshotCLIP", "CLIPSVD", "ProLIP"]
+OTHERS = ["CoOp", "MaPLe", "TipAdapter", "DePT"]  # learned texts, images with prompts, other logits, a head
+PAIRS = [  # pixels as CLIP's, and a cut that a tower of three blocks has
+    *("INPUT.INTERPOLATION", "bicubic", "INPUT.PIXEL_MEAN", str(list(PIXEL_MEAN))),
+    *("INPUT.PIXEL_STD", str(list(PIXEL_STD)), "TRAINER.SKIPTUNING.OMEGA", "1"),
+]
 SMALL = {"MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "2"]}  # of three blocks
 
 
@@ -35,13 +39,7 @@ SMALL = {"MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "2"]}  # of three blocks
 def place(tmp_path_factory, make_clip):
     """A folder for this file's runs, with images of four classes and a CLIP of three blocks a tower."""
     place = tmp_path_factory.mktemp("export")
-    noise = np.random.default_rng(0)
-    for name in CLASSES:
-        colour = noise.uniform(0, 255, 3)
-        for i in range(6):
-            path = place / "images" / name.replace(" ", "_") / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.clip(noise.normal(colour, 60, (40, 50, 3)), 0, 255).astype(np.uint8)).save(path)
+    write_images(place / "images")
     clip.save(make_clip(embed_dim=32, vision_heads=4, activation="gelu"), place / "tiny.safetensors")
     clip.save(make_clip(embed_dim=32), place / "openai.safetensors")  # follows OpenAI's conventions
     bigg = make_clip(vision_width=208, vision_heads=2, vision_mlp=1024, vision_patch_size=8, activation="gelu")
@@ -56,27 +54,8 @@ def trained(place):
 
     def make(trainer, backbone="tiny"):
         folder = place / "runs" / backbone / trainer
-        if not folder.exists():
-            settings = {
-                "DATASET.NAME": "Custom",
-                "DATASET.IMAGES": place / "images",
-                "MODEL.BACKBONE.NAME": place / f"{backbone}.safetensors",
-                "INPUT.SIZE": (32, 32),
-                "INPUT.INTERPOLATION": "bicubic",
-                "INPUT.PIXEL_MEAN": list(PIXEL_MEAN),
-                "INPUT.PIXEL_STD": list(PIXEL_STD),
-                "INPUT.TRANSFORMS": ["random_flip", "normalize"],
-                "DATALOADER.TRAIN_X.BATCH_SIZE": 3,
-                "DATALOADER.NUM_WORKERS": 0,
-                "OPTIM.NAME": "sgd",
-                "OPTIM.LR": 0.05,
-                "OPTIM.MAX_EPOCH": 1,
-                "TRAINER.SKIPTUNING.OMEGA": 1,
-            }
-            words = [str(word) for pair in settings.items() for word in pair] + SMALL.get(trainer, [])
-            flags = ["--trainer", trainer, "--root", str(place), "--output-dir", str(folder), "--device", "cpu"]
-            assert train.main([*flags, *words]) == 0
-        return folder
+        weights = place / f"{backbone}.safetensors"
+        return train_once(trainer, place / "images", weights, folder, *PAIRS, *SMALL.get(trainer, []))
 
     return make
 
@@ -119,7 +98,7 @@ def expected(place, trained):
         paths = sorted((place / "images").rglob("*.png"))
         pixels = torch.stack([transform(read_image(path)) for path in paths])
         np.save(place / "pixels.npy", pixels.numpy())
-        prompt = export.prompt_of(trainer) if name in TUNED else ""
+        prompt = trainer.template() if name in TUNED else ""
         return SimpleNamespace(
             paths=paths, pixels=place / "pixels.npy", logits=trainer.logits(pixels), prompt=prompt, trainer=trainer
         )
@@ -160,6 +139,7 @@ def assert_a_child_gives_the_runs_logits(code, runs, cwd):
 
 def test_open_clip_gives_the_runs_logits(exported, expected, tmp_path):
     targets = {"SkipTuning": "hf", "FinetuneCLIP": "hf", "CLIPLoRA": "open_clip", "ZeroshotCLIP": "open_clip"}
+    targets |= {"CLIPSVD": "hf", "ProLIP": "hf"}
     runs = {exported(trainer, target): expected(trainer) for trainer, target in targets.items()}
     runs[exported("SkipTuning", "hf", backbone="bigg")] = expected("SkipTuning", "bigg")
     assert_a_child_gives_the_runs_logits(OPEN_CLIP, runs, tmp_path)

@@ -6,10 +6,8 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import predict
 import train
@@ -18,9 +16,9 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.engine import build_trainer
 from dassl.utils import read_image
+from tests.small_runs import CLASSES, train_once, write_images
 
 ROOT = Path(__file__).parents[1]
-CLASSES = ["ant", "bee", "sea lion", "zebra"]
 TRAINERS = ["ZeroshotCLIP", "FinetuneCLIP", "SkipTuning", "CoOp", "CLIPAdapter"]  # one of each kind
 
 
@@ -28,13 +26,7 @@ TRAINERS = ["ZeroshotCLIP", "FinetuneCLIP", "SkipTuning", "CoOp", "CLIPAdapter"]
 def place(tmp_path_factory):
     """A folder for this file's runs, with images in three class folders."""
     place = tmp_path_factory.mktemp("predict")
-    noise = np.random.default_rng(0)
-    for name in CLASSES:
-        colour = noise.uniform(0, 255, 3)
-        for i in range(6):
-            path = place / "pics" / name.replace(" ", "_") / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.clip(noise.normal(colour, 60, (40, 50, 3)), 0, 255).astype(np.uint8)).save(path)
+    write_images(place / "pics")
     return place
 
 
@@ -46,23 +38,7 @@ def trained(place, make_clip):
         clip.save(make_clip(embed_dim=32, vision_layers=8, transformer_layers=8), weights)
 
     def trained(trainer, *pairs, to="run"):
-        folder = place / trainer / to
-        if not folder.exists():
-            settings = {
-                "DATASET.NAME": "Custom",
-                "DATASET.IMAGES": place / "pics",
-                "MODEL.BACKBONE.NAME": weights,
-                "INPUT.SIZE": (32, 32),
-                "INPUT.TRANSFORMS": ["random_flip", "normalize"],
-                "DATALOADER.TRAIN_X.BATCH_SIZE": 3,
-                "OPTIM.NAME": "sgd",
-                "OPTIM.LR": 0.05,
-                "OPTIM.MAX_EPOCH": 1,
-            }
-            words = [str(word) for pair in settings.items() for word in pair]
-            flags = ["--trainer", trainer, "--root", str(place), "--output-dir", str(folder), "--device", "cpu"]
-            assert train.main([*flags, *words, "DATALOADER.NUM_WORKERS", "0", *pairs]) == 0
-        return folder
+        return train_once(trainer, place / "pics", weights, place / trainer / to, *pairs)
 
     return trained
 

@@ -76,7 +76,7 @@ def test_the_readme_is_short():
 def test_targets_named_are_in_the_makefile():
     makefile = (ROOT / "Makefile").read_text()
     texts = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert all(re.search(f"^{target}:", makefile, re.M) for target in re.findall(r"^    make (\w+)", texts, re.M))
+    assert all(re.search(f"^{target}:", makefile, re.M) for target in re.findall(r"^    make ([\w-]+)", texts, re.M))
 
 
 METHOD = '''"""Nudge: class features of the hand-written prompt, plus one learned vector."""
@@ -126,9 +126,9 @@ def test_the_four_steps_add_a_method(tmp_path):
     (copy / "trainers/nudge.py").write_text(METHOD)
     listing = copy / "trainers/__init__.py"
     listing.write_text(listing.read_text().replace('    "coop",\n', '    "coop",\n    "nudge",\n', 1))
-    recipe = copy / "configs/trainers/Nudge/embedded.yaml"
+    recipe = copy / "configs/trainers/Nudge/vit_b16.yaml"
     recipe.parent.mkdir()
-    recipe.write_text('# Nudge, a test\n_BASE_: "../../base/embedded.yaml"\n')
+    recipe.write_text('# Nudge, a test\n_BASE_: "../../base/vit_b16.yaml"\n')
     command = ["bash", "scripts/protocols/base2new_train.sh", "emoji", "1", "OPTIM.MAX_EPOCH", "1"]
     environment = {"TRAINER": "Nudge", "SHOTS": "1", "PYTHON": sys.executable, "OUTPUT": str(tmp_path / "output")}
     run = subprocess.run(command, cwd=copy, env=os.environ | environment, text=True, capture_output=True)

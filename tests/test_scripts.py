@@ -100,13 +100,13 @@ def recipe_of(call):
     return call.split("--config-file ")[1].split(" --output-dir")[0].replace("configs/", "").replace(".yaml", "")
 
 
-def test_a_preset_is_the_methods_own_file_or_the_overlay_and_the_embedded_model_has_its_own_matched(shell):
+def test_a_preset_is_the_methods_own_file_or_the_overlay_and_the_embedded_model_has_overlays(shell):
     shell("skip/few_shot.sh", "dtd", "1", PRESET="paper")
     shell("cocoop/base2new_train.sh", "emoji", "1", PRESET="matched")
     shell("dept/xd_train.sh", "1", PRESET="coop")
     shell("skip/base2new_train.sh", "emoji", "1", PRESET="recommended")
     own = "trainers/SkipTuning/vit_b16 overlays/few_shot trainers/SkipTuning/paper"
-    matched = "trainers/CoCoOp/embedded overlays/base2new overlays/embedded_matched"
+    matched = "trainers/CoCoOp/vit_b16 overlays/embedded overlays/base2new overlays/embedded_matched"
     coop = "trainers/DePT/vit_b16 overlays/xd trainers/DePT/coop"
     recommended = "trainers/SkipTuning/embedded overlays/base2new"
     assert [recipe_of(call) for call in shell.calls] == [own, matched, coop, recommended]

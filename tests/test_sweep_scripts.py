@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,38 @@ def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
     assert len(shell.calls) == before + 1
 
 
+def test_choose_trains_on_base_classes_at_every_rate_and_tests_on_validation_images_only(shell):
+    settings = {"TRAINERS": "CoOp TipAdapter", "RATES": "0.1 1", "SEEDS": "1 2"}
+    done = shell("choose.sh", "emoji", **settings)
+    assert done.returncode == 0, done.stderr
+    *calls, table = shell.calls
+    assert table == f"-m results.choose {shell.output}"
+    folder = "base2new/train_base/emoji/shots_5/CoOp/embedded_matched"  # TipAdapter has nothing to match
+    found = [call.split("--output-dir ")[1].split()[0] for call in calls]
+    assert found == [f"{rate}/{folder}/seed{seed}" for seed in "12" for rate in ("0.1", "1")]
+    assert all("SUBSAMPLE_CLASSES base TEST.SPLIT val OPTIM.LR " in call for call in calls)
+    shell("choose.sh", "emoji", **settings)
+    assert len(shell.calls) == len(calls) + 2  # only the table, once more
+
+
+def test_curve_tests_the_models_of_choose_on_both_halves(shell):
+    settings = {"TRAINERS": "CoOp", "RATES": "0.1 1", "SEEDS": "1"}
+    models = shell.folder / "models"
+    shell("choose.sh", "emoji", **settings, OUTPUT=models)
+    shell.calls_file.unlink()
+    done = shell("curve.sh", "emoji", **settings, MODELS=models)
+    assert done.returncode == 0, done.stderr
+    *calls, table = shell.calls
+    assert table == f"-m results.curve {shell.output}"
+    assert ["--trainer ZeroshotCLIP" in call for call in calls] == [True] * 2 + [False] * 4
+    for call in calls[2:]:
+        model = Path(call.split("--model-dir ")[-1].split()[0]).relative_to(models)
+        assert "--eval-only" in call and "TEST.SPLIT" not in call
+        rate = model.parts[0]
+        assert call.split("--output-dir ")[1].startswith(f"{rate}/base2new/")
+    assert [call.split("SUBSAMPLE_CLASSES ")[1].split()[0] for call in calls[2:]] == ["base", "new"] * 2
+
+
 def listed(shell, *args, **env):
     done = shell("list.sh", *args, **env)
     assert done.returncode == 0, done.stderr
@@ -97,7 +130,8 @@ def test_list_prints_a_line_for_each_run_that_does_what_the_scripts_do(shell):
     assert shell.command("bash", "-c", lines[0], OUTPUT="", DATA="").returncode == 0
     train, test = shell.calls
     folder = "base2new/train_base/emoji/shots_5/CoOp/embedded/seed1"
-    expected = command("emoji", 1, "embedded overlays/base2new", folder, "base", trainer="CoOp", shots=5)
+    files = "vit_b16 overlays/embedded overlays/base2new"
+    expected = command("emoji", 1, files, folder, "base", trainer="CoOp", shots=5)
     assert train == f"{expected} DATASET.TEMPLATE it is {{}}"
     assert "--eval-only" in test and "test_new/emoji/" in test
     assert listed(shell, "base2new", "emoji", "dtd", **settings, OPTIONS="DATASET.TEMPLATE 'it is {}'") == lines[1:]

@@ -204,7 +204,8 @@ def test_load_epoch_picks_the_checkpoint(finished, run, tmp_path):
 
 
 def test_zero_shot_needs_no_weights_and_no_model_dir(run, tmp_path):
-    argv = ["--trainer", "ZeroshotCLIP", "--config-file", "configs/trainers/ZeroshotCLIP/embedded.yaml"]
+    argv = ["--trainer", "ZeroshotCLIP"]
+    argv += ["--config-file", "configs/trainers/ZeroshotCLIP/vit_b16.yaml", "configs/overlays/embedded.yaml"]
     opts = [*SMALL, "DATASET.SUBSAMPLE_CLASSES", "new"]
     done = run(*argv, *DATASET_FILE, "--output-dir", tmp_path, "--eval-only", *opts)
     assert done.code == 0, done.err

@@ -22,7 +22,12 @@ METHODS = (
     "tcp",
     "coprompt",
     "dept",
+    "mmrl",
     "tip_adapter",
+    "two_sfs",
+    "clip_svd",
+    "prolip",
+    "lp_pp",
 )
 MODULES = [import_module(f".{name}", __name__) for name in METHODS]
 

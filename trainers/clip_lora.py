@@ -28,7 +28,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, complete, read_json, write_atomic, write_json
 from dassl.utils.download import file_hash
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.prompts import embed
 from .parts.towers import embed_images, pool_images, pool_texts, run_images, run_texts
 from .parts.trainer import COUNT, POSITIVE, Limits
@@ -68,12 +68,13 @@ class LowRank(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class CLIPLoRA(FrozenCLIP):
+    use = "clip_lora"
     limits = {"R": COUNT, "ALPHA": POSITIVE, "DROPOUT": Limits(0, 0.999)}
     frozen_images = False
     per_step = True
 
     def build(self):
-        prompt = template(self.cfg.DATASET, "clip_lora")
+        prompt = self.template()
         self.texts = embed(self.clip_model, [prompt.format(name) for name in self.classnames])
         return nn.ModuleDict(
             {

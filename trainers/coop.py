@@ -9,6 +9,7 @@ each class (CSC). A context for each class says nothing about other classes, so 
 """
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options
 from .parts.prompts import Context, random_vectors, word_vectors
@@ -30,6 +31,11 @@ class CoOp(FrozenCLIP):
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         check_choice("COOP", cfg.TRAINER.COOP, "CLASS_TOKEN_POSITION", ("end", "middle", "front"))
+        if cfg.TRAINER.COOP.CSC and cfg.TEST.SAVE_LOGITS and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            raise UserError(
+                "TRAINER.COOP.CSC learns nothing for other classes, and TEST.SAVE_LOGITS asks for those of the whole"
+                " dataset: leave out one of them"
+            )
 
     def build(self):
         options = self.options

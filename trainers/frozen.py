@@ -5,7 +5,8 @@ A method is one file with one subclass of FrozenCLIP. Beside what parts/trainer.
     always      build               the module that learns, in fp32 on any device; None if nothing does
     sometimes   class_features_for  class features that depend on the image (CoCoOp)
                 terms               the named terms of the loss
-    flags       frozen_images       nothing in or before the image tower learns: training runs on cached features
+    flags       use                 whose hand-written prompts of configs/templates.yaml the method takes
+                frozen_images       nothing in or before the image tower learns: training runs on cached features
                 frozen_texts        nothing in or before the text tower learns
 
 Features are fp32 and not normalised until `compare`. Savings that change no number are on for every method: texts are
@@ -25,12 +26,11 @@ import yaml
 from torch import Tensor, nn
 
 from dassl.config import Config
-from dassl.utils import UserError
 
 from .parts.cache import FeatureCache, TrainingLoader
 from .parts.prompts import embed, encode_image, encode_text
 from .parts.towers import in_microbatches
-from .parts.trainer import OR_NONE, CLIPTrainer
+from .parts.trainer import CLIPTrainer
 
 TEMPLATES = Path(__file__).parents[1] / "configs" / "templates.yaml"
 NOT_RANDOM = {"normalize", "center_crop"}  # transforms that give the same pixels every time
@@ -68,13 +68,14 @@ def ensemble() -> list[str]:
 def add_options(cfg, trainer: type) -> Config:
     """TRAINER.<NAME> with the options that every subclass of FrozenCLIP has, to which it adds its own."""
     node = cfg.TRAINER[trainer.__name__.upper()] = Config()
-    node.PREC = "auto"  # of the frozen CLIP: fp16 on CUDA, fp32 on the CPU; or bf16, amp. What learns is fp32
+    node.PREC = "auto"  # of the frozen CLIP: fp16 on CUDA, bf16 or fp32 on CPUs; also amp. What learns is fp32
     if trainer.frozen_images:
         node.VIEWS = 0  # augmented views of each image whose features are cached; 0: fresh ones in every epoch
     return node
 
 
 class FrozenCLIP(CLIPTrainer):
+    use = "zero_shot"
     frozen_images = True
     frozen_texts = False
 
@@ -82,13 +83,6 @@ class FrozenCLIP(CLIPTrainer):
         """clip_model: one to share with another trainer, whose part this one is (dept.py); None: load it."""
         self.clip_model = clip_model
         super().__init__(cfg, data)
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        name = type(self).__name__.upper()
-        views = cfg.TRAINER[name].get("VIEWS", 0)
-        if not OR_NONE.hold(views):
-            raise UserError(f"TRAINER.{name}.VIEWS is {views!r}: it must be {OR_NONE}")
 
     def build_model(self):
         if self.clip_model is None:
@@ -178,16 +172,32 @@ class FrozenCLIP(CLIPTrainer):
     def frozen_features(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W) -> (N, E) by CLIP alone."""
         with self.offload.needed():
-            return in_microbatches(self.encode_image, image.to(self.device))
+            return in_microbatches(self.encode_image, image.to(self.device, non_blocking=True))
+
+    def validation(self) -> tuple[Tensor, Tensor] | None:
+        """Features (N, E) of the validation images by CLIP alone and their labels (N,); None if there are none."""
+        if self.val_loader is None:
+            return None
+        batches = [(self.frozen_features(batch["img"]), batch["label"]) for batch in self.val_loader]
+        features, labels = zip(*batches, strict=True)
+        return torch.cat(features), torch.cat(labels).to(self.device)
 
     @torch.no_grad()
     def prompted(self, prompt: str) -> Tensor:
         """Frozen CLIP's features (C, E) for a hand-written prompt with {} for the class."""
         return self.encode_text(embed(self.clip_model, [prompt.format(name) for name in self.classnames]))
 
-    def hand_written(self, use: str = "zero_shot") -> Tensor:
-        """Frozen CLIP's features (C, E) for the prompt that configs/templates.yaml has for `use`."""
-        return self.prompted(template(self.cfg.DATASET, use))
+    def template(self) -> str | list[str]:
+        """The method's hand-written prompt, with {} for the class; a list where configs/templates.yaml has several."""
+        return template(self.cfg.DATASET, self.use)
+
+    def hand_written(self) -> Tensor:
+        """Frozen CLIP's features (C, E) for the method's hand-written prompt; of several the mean of unit features."""
+        prompts = self.template()
+        if isinstance(prompts, str):
+            return self.prompted(prompts)
+        features = [F.normalize(self.prompted(prompt), dim=-1) for prompt in prompts]
+        return torch.stack(features).mean(dim=0)
 
     def ensemble_features(self) -> Tensor:
         """Mean text features (C, E) over the prompt ensemble."""

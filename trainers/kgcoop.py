@@ -23,10 +23,11 @@ def extend_cfg(cfg):
 
 @TRAINER_REGISTRY.register()
 class KgCoOp(FrozenCLIP):
+    use = "kgcoop"
     limits = {"W": WEIGHT}
 
     def build(self):
-        self.teacher = self.hand_written("kgcoop")  # (C, E)
+        self.teacher = self.hand_written()  # (C, E)
         return Context(self.clip_model, self.classnames, word_vectors(self.clip_model, self.options.CTX_INIT))
 
     def class_features(self):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.prompts import Context, word_vectors
 from .parts.trainer import COUNT, POSITIVE, WEIGHT
 
@@ -36,13 +36,14 @@ def project(gradient, general, weight):
 
 @TRAINER_REGISTRY.register()
 class ProGrad(FrozenCLIP):
+    use = "prograd"
     limits = {"N_CTX": COUNT, "LAMBDA": WEIGHT, "T": POSITIVE}
 
     def build(self):
-        self.teacher = self.hand_written("prograd")  # (C, E)
-        words = self.options.CTX_INIT or template(self.cfg.DATASET, "prograd").split("{}")[0]
-        vectors = torch.zeros(self.options.N_CTX, self.clip_model.transformer.width)
-        last = word_vectors(self.clip_model, words)[-self.options.N_CTX :].cpu()
+        self.teacher = self.hand_written()  # (C, E)
+        words = self.options.CTX_INIT or self.template().split("{}")[0]
+        last = word_vectors(self.clip_model, words)[-self.options.N_CTX :]
+        vectors = last.new_zeros(self.options.N_CTX, last.shape[1])
         vectors[len(vectors) - len(last) :] = last
         return Context(self.clip_model, self.classnames, vectors)
 

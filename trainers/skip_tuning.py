@@ -51,7 +51,7 @@ def extend_cfg(cfg):
     node.TEMPLATE = ""  # prompt of all datasets, with {} for the class; "": that of TEMPLATES
     node.TEMPLATES = CfgNode(new_allowed=True)  # dataset: prompt; all others: "default"
     node.TEMPLATES.default = "a photo of a {}."
-    node.PREC = "auto"  # amp on CUDA, fp32 on the CPU; parts/precision.py has the table
+    node.PREC = "auto"  # amp on CUDA, on CPUs bf16 or fp32; parts/precision.py has the table
     node.COMPILE = False  # torch.compile: a minute of compiling for steps that were 5 % shorter on our CPU
 
 
@@ -62,7 +62,6 @@ class SkipTuning(CLIPTrainer):
         "R": Limits(0, 1, above=True),
         "LAMBDA": POSITIVE,
         "MAX_TOP": OR_NONE,
-        "VIEWS": OR_NONE,
         "CACHE_LIMIT": WEIGHT,
         "IMAGE_LR": WEIGHT,
     }
@@ -111,7 +110,7 @@ class SkipTuning(CLIPTrainer):
             self.encoders = {name: torch.compile(encoder) for name, encoder in self.encoders.items()}
 
         # What lies before omega is constant (Eq. 5): t^omega is computed here, v^omega by the training loader.
-        tokens = tokenize([self.template().format(name) for name in self.classnames]).to(self.device)  # (C, 77)
+        tokens = tokenize([self.template().format(name) for name in self.classnames])  # (C, 77)
         with self.autocast():
             self.t = shallow_text(clip_model, tokens, options.OMEGA)
         if self.train_loader_x is not None:
@@ -152,7 +151,7 @@ class SkipTuning(CLIPTrainer):
             return shallow_image(visual, part, omega)
 
         with self.offload.needed(), self.autocast():
-            return in_microbatches(shallow, image.to(self.device))
+            return in_microbatches(shallow, image.to(self.device, non_blocking=True))
 
     def idle_parameters(self):
         """The skipped halves; without a cache only the token embedding, as images are embedded in every step."""

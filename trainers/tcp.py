@@ -49,6 +49,7 @@ class ClassAware(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TCP(FrozenCLIP):
+    use = "tcp"
     limits = {"N_CTX": COUNT, "BLOCK": OR_NONE, "W": WEIGHT, "ADAM_EPS": POSITIVE}
 
     def build(self):
@@ -60,7 +61,7 @@ class TCP(FrozenCLIP):
         words = " ".join(["X"] * n + before.split()[n:])
         self.texts = embed(self.clip_model, [f"{words} {name}{after}" for name in self.classnames])
         self.positions = torch.arange(1, n + 1, device=self.device)  # (n,)
-        self.teacher = F.normalize(self.hand_written("tcp"), dim=-1)  # (C, E)
+        self.teacher = F.normalize(self.hand_written(), dim=-1)  # (C, E)
         return ClassAware(self.teacher.shape[1], n, tower.width)
 
     def parameter_groups(self, learned):

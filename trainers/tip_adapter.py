@@ -19,7 +19,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .frozen import FrozenCLIP, add_options, template
+from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
 from .parts.trainer import COUNT, POSITIVE, WEIGHT
 
@@ -51,21 +51,15 @@ class Cache(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(FrozenCLIP):
+    use = "tip_adapter"
     limits = {"ALPHA": WEIGHT, "BETA": WEIGHT, "ALPHA_MAX": POSITIVE, "BETA_MAX": POSITIVE, "KEY_VIEWS": COUNT}
     frozen_texts = True
     learns = False
 
     def build(self):
-        self.text_features = self.class_texts()  # (C, E), W
+        self.text_features = self.hand_written()  # (C, E), W
         self.trained = self.classnames  # the classes that labels are numbers of
         return Cache(len(self.dm.dataset.train_x), self.clip_model.visual.output_dim, self.options, self.learns)
-
-    def class_texts(self):
-        prompts = template(self.cfg.DATASET, "tip_adapter")
-        if isinstance(prompts, str):
-            return self.prompted(prompts)
-        features = [F.normalize(self.prompted(prompt), dim=-1) for prompt in prompts]
-        return torch.stack(features).mean(dim=0)
 
     def class_features(self):
         return self.text_features
@@ -81,9 +75,8 @@ class TipAdapter(FrozenCLIP):
     def cached(self, affinity, beta):
         """exp(-BETA (1 - f F^T)) V: (B, K) -> (B, C); 0 for classes without a key."""
         number = len(self.classnames)
-        place = torch.tensor(columns(self.trained, self.classnames), device=affinity.device)[
-            self.learned.labels
-        ]  # (K,)
+        place = torch.tensor(columns(self.trained, self.classnames)).to(affinity.device, non_blocking=True)
+        place = place[self.learned.labels]  # (K,)
         place = place.where(place >= 0, number)  # keys of classes that aren't asked for
         weights = (-beta * (1 - affinity)).exp()
         return weights.new_zeros(len(weights), number + 1).index_add(1, place, weights)[:, :number]
@@ -120,11 +113,11 @@ class TipAdapter(FrozenCLIP):
     def choose(self):
         """Choose the ALPHA and BETA with the most validation images right."""
         learned, options = self.learned, self.options
-        if self.val_loader is None:
+        found = self.validation()
+        if found is None:
             print(f"No validation images: ALPHA {options.ALPHA} and BETA {options.BETA} as given")
             return
-        batches = [(self.frozen_features(batch["img"]), batch["label"]) for batch in self.val_loader]
-        features, labels = (torch.cat(parts).to(self.device) for parts in zip(*batches, strict=True))
+        features, labels = found
         z, affinity = super().compare(features, self.text_features), self.affinity(features)
 
         def right(alpha, cached):

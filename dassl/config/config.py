@@ -48,16 +48,18 @@ def resolve(cfg):
     """Lay over `cfg` the rows of its table OVERRIDES whose conditions hold, then empty the table.
 
     A row's key joins conditions with "+": a dataset's name ("ImageNet"), a number of shots ("4shots"), a protocol
-    ("few_shot") or a preset ("matched"). Rows of fewer conditions are laid first, equal ones in the order written.
+    ("few_shot"), a preset ("matched") or MODEL.RECIPE ("embedded"). Rows of fewer conditions are laid first, equal ones
+    in the order written. Where MODEL.RECIPE is set, rows that don't name it don't hold: they are for another model.
     ConfigError for a row that is no group, has an unknown option or a value of a wrong type.
     """
-    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET}
+    recipe = cfg.MODEL.get("RECIPE", "")  # the options of a fork have none
+    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET, recipe}
     conditions = {key: key.split("+") for key in cfg.OVERRIDES}
     for key in sorted(conditions, key=lambda key: len(conditions[key])):
         row = cfg.OVERRIDES[key]
         if not isinstance(row, dict):
             raise ConfigError(f"OVERRIDES.{key} must be a group of options, not {row!r}")
-        if holding.issuperset(conditions[key]):
+        if holding.issuperset(conditions[key]) and recipe in ("", *conditions[key]):
             cfg._merge(row, f" in OVERRIDES.{key}")
     cfg.OVERRIDES.clear()
 

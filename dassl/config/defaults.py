@@ -44,6 +44,7 @@ _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = min(4, os.cpu_count() or 1)
 _C.DATALOADER.K_TRANSFORMS = 1  # augmented copies of each training image
 _C.DATALOADER.RETURN_IMG0 = False  # the image without augmentation as well
+_C.DATALOADER.DECODED_MB = 1000  # of training images that stay decoded in memory, shared by the workers; 0: none
 _C.DATALOADER.TRAIN_X = CN()
 _C.DATALOADER.TRAIN_X.SAMPLER = "RandomSampler"
 _C.DATALOADER.TRAIN_X.BATCH_SIZE = 32
@@ -55,6 +56,7 @@ _C.DATALOADER.TEST.BATCH_SIZE = 32
 
 _C.MODEL = CN()
 _C.MODEL.INIT_WEIGHTS = ""
+_C.MODEL.RECIPE = ""  # if set, only the rows of OVERRIDES that name it hold: embedded
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
 _C.MODEL.BACKBONE.PRETRAINED = True
@@ -95,6 +97,7 @@ _C.OPTIM.WARMUP_RECOUNT = True  # the schedule behind the warm-up starts at its 
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; below 1: only the last
 _C.TRAIN.PRINT_FREQ = 10  # batches
+_C.TRAIN.CPU_PREC = "auto"  # what PREC auto means on a CPU: fp32 or bf16; auto: bf16 where its products are native
 _C.TRAIN.STEP_IN_BACKWARD = True  # weights are updated within the backward pass where that is exact; False keeps .grad
 _C.TRAIN.MEASURE_MEMORY = False  # on a CPU, count all living tensors in the first two steps (slow); CUDA always tells
 
@@ -105,6 +108,8 @@ _C.TEST.COMPUTE_CMAT = False
 _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"
 _C.TEST.FINAL_MODEL = "last_step"  # or best_val
+_C.TEST.TEMPERATURE = ""  # calibration also of logits / T: a number, or "auto", the best on the validation images
+_C.TEST.SAVE_LOGITS = False  # logits of all the dataset's classes into OUTPUT_DIR, for what parse_test_res.py joins
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""

@@ -66,6 +66,15 @@ def prompt(empty: bool = True) -> Rule:
     return Rule("a text with one {} for the class name", holds)
 
 
+def _temperature(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return value in ("", "auto") or 0 < float(value) < math.inf
+    except ValueError:
+        return False
+
+
 def _share_of_area(value: object) -> bool:
     return each(number(above=0, high=1), 2).holds(value) and value[0] <= value[1]
 
@@ -88,6 +97,7 @@ RANGES = {
     "DATASET.NUM_SHOTS": whole(-1),
     "DATALOADER.NUM_WORKERS": whole(0, 1024),
     "DATALOADER.K_TRANSFORMS": whole(1),
+    "DATALOADER.DECODED_MB": number(0),
     "DATALOADER.TRAIN_X.BATCH_SIZE": whole(1),
     "DATALOADER.TRAIN_X.N_DOMAIN": whole(0),
     "DATALOADER.TRAIN_X.N_INS": whole(1),
@@ -112,8 +122,10 @@ RANGES = {
     "OPTIM.WARMUP_MIN_LR": number(0),
     "TRAIN.CHECKPOINT_FREQ": whole(-1),
     "TRAIN.PRINT_FREQ": whole(1),
+    "TRAIN.CPU_PREC": choice("auto", "fp32", "bf16"),
     "TEST.SPLIT": choice("test", "val"),
     "TEST.FINAL_MODEL": choice("last_step", "best_val"),
+    "TEST.TEMPERATURE": Rule("a number above 0 or 'auto', as a text", _temperature),
 }
 
 

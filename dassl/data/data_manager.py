@@ -5,14 +5,21 @@ import socket
 import tempfile
 
 import torch
+from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from ..utils import UserError, read_image
 from .datasets import build_dataset
+from .decoded import decoded_images
 from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform, fast
+
+
+def to_pil(pixels):
+    """uint8 (3, H, W) -> PIL image of its own."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 class DatasetWrapper(Dataset):
@@ -34,6 +41,8 @@ class DatasetWrapper(Dataset):
         if self.k_tfm > 1 and transform is None:
             raise ValueError("Cannot transform the image several times because transform is None")
         self.to_tensor = self._plain_transform()
+        megabytes = cfg.DATALOADER.get("DECODED_MB", 0) if is_train else 0
+        self.decoded = decoded_images(len(data_source), megabytes)
 
     def _plain_transform(self):
         options = self.cfg.INPUT
@@ -48,9 +57,9 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        img0 = read_image(item.impath, self.exif_transpose)
+        img0 = self._read(idx, item.impath)
         if self.transform is None:
-            output["img"] = img0
+            output["img"] = to_pil(img0) if isinstance(img0, torch.Tensor) else img0
         elif isinstance(self.transform, list | tuple):
             for i, tfm in enumerate(self.transform, 1):
                 output[f"img{i}" if i > 1 else "img"] = self._transform_image(tfm, img0)
@@ -60,7 +69,19 @@ class DatasetWrapper(Dataset):
             output["img0"] = self.to_tensor(img0)
         return output
 
+    def _read(self, idx, path):
+        """The image as PIL image in RGB, or as its pixels where they are kept from an earlier epoch."""
+        pixels = None if self.decoded is None else self.decoded.get(idx)
+        if pixels is not None:
+            return pixels
+        image = read_image(path, self.exif_transpose)
+        if self.decoded is not None:
+            self.decoded.put(idx, image)
+        return image
+
     def _transform_image(self, tfm, img0):
+        if isinstance(img0, torch.Tensor) and not fast.begins(tfm):
+            img0 = to_pil(img0)
         images = [tfm(img0) for _ in range(self.k_tfm)]
         return images[0] if self.k_tfm == 1 else images
 

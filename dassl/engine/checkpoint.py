@@ -27,8 +27,11 @@ _FREE = (
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
+    "MODEL.RECIPE",  # the rows that it chose are among the options
     "DATASET.ROOT",
+    "USE_CUDA",
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.DECODED_MB",
     "TRAIN.PRINT_FREQ",
     "TRAIN.MEASURE_MEMORY",
 )

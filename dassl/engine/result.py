@@ -14,18 +14,23 @@ from ..utils import complete, read_json, write_json
 from .memory import peak_rss_mb
 
 
+def image_paths(items, dataset, root):
+    """Paths of `items` relative to the dataset's own folder, or to `root` if it names none."""
+    root = dataset.dataset_dir or root
+    return [Path(os.path.relpath(item.impath, root)).as_posix() for item in items]
+
+
 def images_hash(dataset, root):
     """SHA-256 of the images a run saw: [path, label, classname] of train_x, val and test.
 
-    Paths are relative to the dataset's own folder (`dataset_dir`), or to `root` if it names none, so that the hash is
-    the same wherever the data lies. `dataset.split_hash` is of the whole split; this is of what few-shot selection and
-    the choice of base or new classes have left of it.
+    Paths are those of `image_paths`, so that the hash is the same wherever the data lies. `dataset.split_hash` is of
+    the whole split; this is of what few-shot selection and the choice of base or new classes have left of it.
     """
-    root = dataset.dataset_dir or root
-    splits = [
-        [[Path(os.path.relpath(item.impath, root)).as_posix(), item.label, item.classname] for item in split or []]
-        for split in (dataset.train_x, dataset.val, dataset.test)
-    ]
+    splits = []
+    for split in (dataset.train_x, dataset.val, dataset.test):
+        items = split or []
+        named = zip(image_paths(items, dataset, root), items, strict=True)
+        splits.append([[path, item.label, item.classname] for path, item in named])
     return hashlib.sha256(json.dumps(splits, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -34,6 +39,15 @@ def learned_parameters(trainer):
     optims = [optim for optim in trainer._optims.values() if optim is not None]
     learned = {p for optim in optims for group in optim.param_groups for p in group["params"] if p.requires_grad}
     return sum(p.numel() for p in learned)
+
+
+def calibration_of(trainer):
+    """What the evaluator found beside accuracy, and the factor before the softmax; None without a test."""
+    found = getattr(trainer.evaluator, "calibration", None)  # an evaluator or trainer of the user's may have none
+    if found is None:
+        return None
+    scale = getattr(trainer, "scale", None)
+    return {**found, "logit_scale": None if scale is None else float(scale)}
 
 
 KINDS = {  # what those who read a result.json take for granted
@@ -61,6 +75,7 @@ def write_result(trainer, config_files=()):
 
     config_files: the paths given as --config-file. Metrics are null if there was no test. `split` is the hash of the
     whole split that docs/DATASETS.md lists (null where a dataset has none), `images` that of the images of this run.
+    `calibration` is explained in docs/CALIBRATION.md.
     Seconds are wall time, memory is in MB (1e6 bytes): `peak_memory_mb` of the training steps' tensors (null where it
     was not measured), `peak_rss_mb` of the whole process. Returns what was written.
     """
@@ -82,6 +97,7 @@ def write_result(trainer, config_files=()):
         "macro_f1": evaluator.results.get("macro_f1"),
         "correct": evaluator.correct,
         "total": evaluator.total,
+        "calibration": calibration_of(trainer),
         "split": getattr(dataset, "split_hash", None),
         "images": images_hash(dataset, cfg.DATASET.ROOT or "."),
         "epochs": trainer.max_epoch,

@@ -16,6 +16,7 @@ from ..utils import AverageMeter, MetricMeter, MissingFile, UserError, mkdir_if_
 from . import checkpoint as ckpt
 from .base import SummaryWriter, TrainerBase
 from .memory import PeakMemory
+from .temperature import check_temperature, find_temperature
 
 __all__ = [
     "AverageMeter",
@@ -54,6 +55,7 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.train_seconds = self.test_seconds = self.extract_seconds = 0.0
         self.tested = None  # the split of the last test
+        self.temperature = None  # for that test, where TEST.TEMPERATURE isn't to be asked
         self.memory = PeakMemory(on_cpu=cfg.TRAIN.get("MEASURE_MEMORY", False))
         if data is None:
             self.build_data_loader()
@@ -114,6 +116,8 @@ class SimpleTrainer(TrainerBase):
     def train(self):
         """All epochs, then the test. Without a registered model there is nothing to train, only to test."""
         self.check_final_model()
+        if not self.cfg.TEST.NO_TEST:
+            check_temperature(self.cfg, self.dm.dataset)
         if self._models and getattr(self.dm.dataset, "test_only", False):
             name = self.cfg.DATASET.NAME
             raise UserError(f"{name} has images for tests only; train on another dataset, then test with --eval-only")
@@ -212,6 +216,8 @@ class SimpleTrainer(TrainerBase):
         self.evaluator.reset()
         self.tested = self._split(split)
         loader = self.val_loader if self.tested == "val" else self.test_loader
+        own = split is None  # not one after an epoch
+        self.evaluator.temperature = (self.temperature or find_temperature(self)) if own else None
         print(f"Evaluate on the *{self.tested}* set")
         self.test_seconds = 0.0
         with self._clock("test_seconds"):
@@ -239,7 +245,7 @@ class SimpleTrainer(TrainerBase):
         return self.model(input)
 
     def parse_batch_test(self, batch):
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
 
 
 class TrainerX(SimpleTrainer):
@@ -280,7 +286,7 @@ class TrainerX(SimpleTrainer):
 
     def parse_batch_train(self, batch):
         """image (B, 3, H, W), label (B,), domain (B,) on the device."""
-        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain"))
 
 
 class TrainerXU(SimpleTrainer):

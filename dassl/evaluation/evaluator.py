@@ -6,6 +6,7 @@ from collections import OrderedDict
 import torch
 
 from ..utils import Registry, UserError, save_atomic
+from .calibration import Calibration
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
@@ -21,12 +22,13 @@ def build_evaluator(cfg, **kwargs):
 class EvaluatorBase:
     """reset(), process(scores, labels) per batch, then evaluate() -> OrderedDict whose first value counts.
 
-    After it: `results` (the same), `correct` and `total` (images).
+    After it: `results` (the same), `correct` and `total` (images), `calibration` (a dict, or None).
     """
 
     def __init__(self, cfg):
         self.cfg = cfg
         self.results, self.correct, self.total = OrderedDict(), 0, 0
+        self.calibration = None
 
     def reset(self):
         raise NotImplementedError
@@ -40,7 +42,12 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Accuracy, error rate and macro F1 in percent at full precision; the log rounds to one decimal."""
+    """Accuracy, error rate and macro F1 in percent at full precision; the log rounds to one decimal.
+
+    `calibration` has the numbers of calibration.py and, where there is a `temperature` T, those of scores / T beside.
+    """
+
+    temperature = None  # {"value": T, ...}, to be set before the first batch
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
@@ -49,12 +56,16 @@ class Classification(EvaluatorBase):
 
     def reset(self):
         self._predicted, self._true, self._wrong = [], [], []
+        self._plain, self._scaled = Calibration(), Calibration()
 
     def process(self, mo, gt):
         """Scores mo (B, C) and labels gt (B,). A class may be left out by a score of -inf."""
         self._predicted.append(mo.argmax(1))  # stays on its device: one wait at the end, not one per batch
         self._wrong.append(~mo.amax(1).isfinite())  # amax is NaN where one score is
         self._true.append(gt)
+        self._plain.add(mo, gt)
+        if self.temperature:
+            self._scaled.add(mo.double() / self.temperature["value"], gt)
 
     def evaluate(self):
         """UserError if there were no images, or if scores are infinite or NaN."""
@@ -71,6 +82,9 @@ class Classification(EvaluatorBase):
         accuracy = 100.0 * self.correct / self.total
         self.results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * _macro_f1(counts))
         self._print()
+        self.calibration = self._plain.numbers()
+        if self.temperature:
+            self.calibration["temperature"] = self.temperature | self._scaled.numbers()
         if self.cfg.TEST.PER_CLASS_RESULT:
             self.results["perclass_accuracy"] = self._per_class(counts)
         if self.cfg.TEST.COMPUTE_CMAT:

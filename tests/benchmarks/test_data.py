@@ -13,6 +13,7 @@ def test_every_row_has_speeds_and_pixels_close_to_the_plain_path(tmp_path, capsy
     assert [(row["pictures"], row["transform"]) for row in rows] == [*expected, ("JPEG 2000 px", "test, draft")]
     assert all(row["plain"] > 0 and row["ratio"] == row["ours"] / row["plain"] for row in rows)
     assert all(row["mean"] < 0.1 for row in rows[:-1]) and rows[-1]["mean"] > 0.1
+    assert all(row["gain"] == row["again"] / row["ours"] for row in rows if row["transform"] == "train")
     table = capsys.readouterr().out
     assert "JPEG 500 px: 2 files of 80 kB" in table and "test, draft" in table
 

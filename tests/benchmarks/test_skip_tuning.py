@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import measure
 from benchmarks import skip_tuning as bench
 from benchmarks.paper_memory import BASE_CLASSES, estimate
 from trainers.parts.cskip import keep_probability
@@ -21,6 +22,22 @@ def test_every_row_has_its_figures(result):
         for row in rows.values():  # a line through two noisy times may lead anywhere
             keys = ("gflop", "floor_ms", "peak_mb", "paper_mb") + (() if "extrapolated" in row else ("ms", "run_s"))
             assert all(row[key] > 0 for key in keys)
+
+
+def test_turns_leave_out_their_first_calls_and_count_as_a_median(monkeypatch):
+    calls, clock = [], iter([100, 1, 5, 2] * 2 + [100, 7, 8, 9] * 2)
+    rows = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
+    monkeypatch.setattr(measure, "seconds", lambda function: function() or next(clock))
+    assert measure.turns(rows, 1, unmeasured=0, measured=4) == {"a": [3.5], "b": [3.5]}
+    assert measure.interleaved(rows, 2, unmeasured=2, measured=2) == {"a": 53.5, "b": 8.5}
+    assert calls == [*"aaaabbbb", *"aaaabbbb" * 2]
+
+
+def test_every_step_has_its_spread_and_the_allocator_is_named(result, monkeypatch):
+    row = result["steps"][12]["both exact"]
+    assert 0 < row["ms_low"] <= row["ms"] <= row["ms_high"] and row["page_faults"] >= 0
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "64")
+    assert "MALLOC_TOP_PAD_=64" in measure.allocator() and result["allocator"] in bench.table(result)
 
 
 def test_what_does_not_fit_is_a_straight_line_through_what_was_measured(result):
@@ -43,6 +60,14 @@ def test_a_whole_run_is_its_steps_and_one_extraction_per_epoch(result):
     assert row["run_s"] == pytest.approx(expected)
     ft = result["steps"][12]["FT plain"]
     assert ft["run_s"] == pytest.approx(images / 4 * ft["ms"] / 1e3)
+
+
+def test_cached_images_have_their_size_place_and_extraction(result):
+    row, half = (result["cache"][12][name] for name in bench.EXACT)
+    assert row["gb"] == pytest.approx(12 * 16 * 5 * 64 * 4 / 1e9) and half["gb"] == row["gb"] / 2
+    assert row["place"] == "memory"
+    once = 12 * 16 / result["images_per_second"]["both exact"]["extract"]
+    assert row["1_views_s"] == pytest.approx(once) and row["20_views_s"] == pytest.approx(20 * once)
 
 
 def test_table_names_the_machine_the_rates_and_every_row(result):

@@ -236,9 +236,8 @@ def test_workers_that_have_no_room_for_temporary_files_are_one_line_instead_of_a
     cfg.DATALOADER.NUM_WORKERS = 1
     loader = DataManager(cfg).train_loader_x
     monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
-    with pytest.raises(
-        UserError, match=r"can't use /proc/nowhere \(.*\): make room there, set TMPDIR .*NUM_WORKERS 0$"
-    ):
+    advice = r"can't use /proc/nowhere \(.*\): make room there, set TMPDIR .*NUM_WORKERS 0$"
+    with pytest.raises(UserError, match=advice):
         next(iter(loader))
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from parse_test_res import main
 from results import page
-from results.charts import build_charts
+from results.charts import build_charts, pooled
 from results.read import find_runs, read_folder
 from results.tables import build_tables
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 VALUES = {"ZeroshotCLIP": 10.0, "CoOp": 20.0, "SkipTuning": 30.0}
+BINS = {"count": [0] * 13 + [30, 10], "confidence": [None] * 13 + [90.0, 97.0], "accuracy": [None] * 13 + [60.0, 100.0]}
 DATASETS = {"dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101"}
 
 
@@ -36,6 +37,7 @@ def plant(tmp_path, plant_run):
                         said |= {"backbone": "ViT-B/16", "shots": 16, "split": "a" * 64}
                         said |= {"config_files": [f"configs/trainers/{trainer}/vit_b16.yaml"]}
                         said |= {"seconds": {"extract": 0.0, "train": 40.0 * method, "test": 1.0}}
+                        said |= {"calibration": {"ece15": 10.0 / seed, "bins15": BINS}, "trials": 60}
                         file.write_text(json.dumps(json.loads(file.read_text()) | said))
         return tmp_path
 
@@ -110,6 +112,23 @@ class TestData:
         main([str(tmp_path), "--html", str(file)])
         assert "<x>" not in file.read_text() and data_of(file)["rows"][0]["trainer"] == "<x><!--"
 
+    def test_numbers_beside_accuracy_have_their_columns(self, plant, libraries):
+        _, data = make(plant())
+        heads = dict(data["beside"])
+        assert heads["ece15_base"] == "ECE base" and "auroc_msp" not in heads
+        row = next(row for row in data["rows"] if (row["dataset"], row["trainer"]) == ("dtd", "CoOp"))
+        assert row["cells"]["ece15_new"]["text"] == "7.50 ±3.54" and (row["n"], row["trials"]) == ("2", 60)
+        assert data["runs"]["costs"][-1] == "ECE" and data["runs"]["rows"][0][-3][-1] == 10.0
+
+    def test_published_numbers_with_extra_input_stand_apart(self, plant, libraries, plant_run, tmp_path):
+        _, data = make(plant())
+        heads, *lines = data["extra"]
+        assert heads == ["", "extra input", "paper Base", "paper New", "paper H"]
+        assert ["HiCroPL", "text", "85.89", "77.99", "81.75"] in lines and ["TAC", "text", "-", "-", "81.24"] in lines
+        assert not {line[0] for line in lines} & {row["trainer"] for row in data["rows"]}
+        plant_run(tmp_path / "emoji", 80, 60)
+        assert make(tmp_path / "emoji")[1]["extra"] == []  # there is nothing to compare with another backbone
+
     def test_recipes_with_numbers_for_some_datasets_say_so(self):
         own = page.per_dataset(("configs/trainers/CoPrompt/vit_b16.yaml",), "base2new", "recommended")
         none = page.per_dataset(("configs/trainers/KgCoOp/vit_b16.yaml",), "base2new", "recommended")
@@ -136,13 +155,26 @@ class TestData:
 class TestCharts:
     def test_base_to_new_has_the_familys_figures(self, plant):
         charts = {chart.kind: chart for chart in build_charts(build_tables(read_folder(plant())[0]))}
-        assert list(charts) == ["radar", "plane", "bubbles", "bars"]
+        assert list(charts) == ["radar", "plane", "bubbles", "bars", "reliability"]
         assert list(charts["plane"].views) == ["Average of 3", "dtd", "eurosat", "ucf101"]
         drawn = [series.name for series in charts["bubbles"].views["dtd"]]
         assert drawn == ["CoOp", "SkipTuning"]  # zero-shot CLIP trains nothing
         gains = {series.name: series.x[0] for series in charts["bars"].views["dtd"]}
         assert list(gains) == ["CoOp", "SkipTuning"]  # the longest bar is drawn last, at the top
         assert gains["SkipTuning"] == pytest.approx(2 * gains["CoOp"], rel=0.05)
+
+    def test_bins_of_all_seeds_are_one_curve_for_each_half(self, plant):
+        charts = build_charts(build_tables(read_folder(plant(skip=[("CoOp", "dtd", 2)]))[0]))
+        (chart,) = [chart for chart in charts if chart.kind == "reliability"]
+        assert list(chart.views)[:2] == ["dtd, Base", "dtd, New"] and len(chart.views) == 6
+        coop = chart.views["dtd, Base"][0]
+        assert (coop.name, coop.x, coop.y) == ("CoOp", [90, 97], [60, 100]) and coop.text[0].startswith("30 images")
+        assert chart.views["eurosat, New"][0].text[1].startswith("20 images")  # of two seeds
+
+    def test_pooled_bins_are_those_of_all_images(self):
+        one = {"count": [0, 3, 1], "confidence": [None, 40.0, 90.0], "accuracy": [None, 10.0, 100.0]}
+        two = {"count": [0, 1, 0], "confidence": [None, 60.0, None], "accuracy": [None, 50.0, None]}
+        assert pooled([one, two]) == [(4, 45.0, 20.0), (1, 90.0, 100.0)]
 
     def test_shots_make_curves(self, tmp_path):
         for shots in (1, 16, 4):
@@ -171,7 +203,7 @@ class TestCharts:
         pytest.importorskip("matplotlib")
         main([str(plant()), "--figures", str(tmp_path / "out")])
         kinds = [file.suffix for file in sorted((tmp_path / "out").iterdir())]
-        assert kinds.count(".pdf") == kinds.count(".png") == 4
+        assert kinds.count(".pdf") == kinds.count(".png") == 5
         for file in (tmp_path / "out").iterdir():
             assert file.read_bytes()[:4] in (b"%PDF", b"\x89PNG")
 

@@ -79,7 +79,7 @@ class TestVersions:
         assert (run.protocol, run.part, run.dataset, run.preset) == expected
 
     def test_outside_the_layout_its_own_file_and_the_preset_name_the_config(self, put, tmp_path):
-        files = ["configs/trainers/CoOp/embedded.yaml", "configs/overlays/matched.yaml"]
+        files = ["configs/trainers/CoOp/vit_b16.yaml", "configs/overlays/embedded.yaml", "configs/overlays/xd.yaml"]
         assert read_run(put("x", new(config_files=files, preset="matched")), tmp_path).config == "embedded_matched"
         assert read_run(put("y", new(config_files=[], preset="")), tmp_path).config == "-"
 
@@ -254,3 +254,24 @@ class TestTogether:
 
     def test_check_together_of_nothing_is_nothing(self, tmp_path):
         assert find_runs(tmp_path) == [] and check_together([]) == ([], {})
+
+
+GOOD_BINS = {"count": [0, 2], "confidence": [None, 60.0], "accuracy": [None, 50.0]}
+
+
+@pytest.mark.parametrize(
+    ("calibration", "why"),
+    [
+        ({"ece15": "2"}, "ece15 is '2', not a number from 0 to 100"),
+        ({"nll": -1}, "nll is -1, not a number of at least 0"),
+        ({"bins15": {"count": [1]}}, ".*, not bins"),
+        ({"bins15": {**GOOD_BINS, "count": [1, 2]}}, ".*, not bins"),  # a mean is missing
+        ({"bins15": {**GOOD_BINS, "accuracy": [50.0]}}, ".*, not bins"),
+        ({"bins15": {**GOOD_BINS, "count": [0, True]}}, ".*, not bins"),
+    ],
+)
+def test_calibration_passes_the_gate_too(put, tmp_path, calibration, why):
+    good = {"ece15": 2.0, "nll": None, "bins15": GOOD_BINS}
+    assert read_run(put("good", new(calibration=good)), tmp_path).beside == {"ece15_base": 2.0}
+    with pytest.raises(Broken, match=f"calibration in result.json is not what a run writes: {why}"):
+        read_run(put("bad", new(calibration=good | calibration)), tmp_path)

@@ -33,6 +33,8 @@ class Pictures(DatasetBase):
             for part, number in IMAGES.items()
         }
         super().__init__(train_x=items["train"], test=items["test"])
+        self.whole_classnames = CLASSES
+        self.first_label = SUBSAMPLES[cfg.DATASET.SUBSAMPLE_CLASSES].start or 0
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +87,7 @@ def make_cfg_in(pictures):
             "OPTIM.LR_SCHEDULER": "cosine",
             "OPTIM.MAX_EPOCH": 2,
             "SEED": 1,
+            "TRAIN.CPU_PREC": "fp32",  # on every machine
             "USE_CUDA": False,
             "TRAINER.SKIPTUNING.OMEGA": 2,
         }

@@ -2,9 +2,11 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +14,10 @@ from clip import clip
 from clip.model import CLIP
 from dassl.config import flatten
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine.logits import save_logits
 from dassl.engine.result import learned_parameters, write_result
 from dassl.utils import UserError
+from results import openworld
 
 
 class Method(NamedTuple):
@@ -22,6 +26,7 @@ class Method(NamedTuple):
     opts: tuple = ()  # of the short runs here
     published: tuple = ()  # of the parameter count
     exclusive: bool = False  # with new classes in the list, those it was trained on have other logits
+    follow: tuple = ()  # ends of the names of CLIP's weights that are made anew from what is learned
 
 
 LR = "OPTIM.LR"
@@ -54,8 +59,16 @@ METHODS = {
         published=(*TWO_VIEWS, "TRAINER.COPROMPT.N_CTX", "4", "TRAINER.COPROMPT.PROMPT_DEPTH", "12"),
     ),
     "DePT": Method(2_048 + 2_048 + 513 * 8, opts=(*ADAM, "TRAINER.KGCOOP.W", "0.5"), exclusive=True),  # 8 classes
+    "MMRL": Method(4_992_256, opts=(*DEEP, "TRAINER.MMRL.FIRST_LAYER", "2"), exclusive=True),
+    "MMRLpp": Method(813_312, opts=(*DEEP, "TRAINER.MMRLPP.FIRST_LAYER", "2"), exclusive=True),
     "TipAdapter": Method(0),
     "TipAdapterF": Method(32 * 512, opts=ADAM),  # 32 images
+    "TwoSFS": Method(65_536 + 8 * 512, True, opts=(*ADAM, *TWO_EPOCHS)),
+    "CLIPSVD": Method(
+        92_160, True, opts=DEEP, follow=("proj_weight", "out_proj.weight", "c_fc.weight", "c_proj.weight")
+    ),
+    "ProLIP": Method(768 * 512, True, opts=DEEP),
+    "LPpp": Method(8 * 512 + 8 + 8, True, opts=(LR, "1.0", "TRAINER.LPPP.ALPHA_STEPS", "1")),
 }
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
@@ -75,6 +88,20 @@ def whole(request, make_trainer_in, tmp_path_factory):
     before = {name: p.detach().clone() for name, p in parameters(trainer).items()}
     trainer.train()
     return SimpleNamespace(method=method, folder=folder, trainer=trainer, before=before)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def halves(request, make_trainer_in, tmp_path_factory):
+    """A method's `trainers` for base, new and all classes, all with the weights of the first; `method`, `folder`."""
+    method, folder, trainers = request.param, tmp_path_factory.mktemp("halves"), {}
+    for classes in ("base", "new", "all"):
+        options = (*SHORT, *METHODS[method].opts, "DATASET.SUBSAMPLE_CLASSES", classes)
+        trainers[classes] = make_trainer_in(folder / classes, method, *options)
+        if classes == "base":
+            trainers[classes].train()
+        else:
+            trainers[classes].load_model(str(folder / "base"))
+    return SimpleNamespace(method=method, folder=folder, trainers=trainers)
 
 
 whole_learner = pytest.mark.parametrize("whole", LEARNERS, indirect=True)
@@ -115,12 +142,18 @@ def test_a_run_leaves_its_numbers(whole):
     )
 
 
+def shapes_of_svd(matrix, full_matrices):
+    rank = min(matrix.shape)
+    return matrix.new_empty(len(matrix), rank), matrix.new_empty(rank), matrix.new_empty(rank, matrix.shape[1])
+
+
 @pytest.mark.parametrize("method", LEARNERS)
 def test_at_vit_b16_as_many_parameters_learn_as_published(method, make_trainer, monkeypatch):
     with torch.device("meta"):
         model = CLIP(512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
     model.to_empty(device="cpu")  # the values don't matter
     monkeypatch.setattr(clip, "load", lambda *args, **kwargs: (model, None))
+    monkeypatch.setattr(torch.linalg, "svd", shapes_of_svd)  # nor do these
     trainer = make_trainer(method, "INPUT.SIZE", "(224, 224)", *METHODS[method].published)
     assert learned_parameters(trainer) == METHODS[method].parameters
 
@@ -128,8 +161,9 @@ def test_at_vit_b16_as_many_parameters_learn_as_published(method, make_trainer, 
 @whole_learner
 def test_training_moves_all_that_is_learned_and_nothing_else(whole):
     ours = {id(p) for p in learned(whole.trainer).parameters()}
+    follow = METHODS[whole.method].follow
     for name, p in parameters(whole.trainer).items():
-        assert torch.equal(p, whole.before[name]) == (id(p) not in ours), name
+        assert torch.equal(p, whole.before[name]) == (id(p) not in ours and not name.endswith(follow)), name
 
 
 @whole_learner
@@ -140,22 +174,28 @@ def test_what_was_saved_gives_the_same_logits_when_loaded(whole, make):
     assert torch.equal(logits(whole.trainer, images), logits(loaded, images))
 
 
-@pytest.mark.parametrize("method", LEARNERS)
-def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_there(method, make, tmp_path):
-    def trainer(classes):
-        return make(method, "DATASET.SUBSAMPLE_CLASSES", classes, "OUTPUT_DIR", str(tmp_path / classes))
-
-    trained = trainer("base")
-    trained.train()
-    images, found = torch.randn(3, 3, 32, 32), {}
-    found["base"] = logits(trained, images)
-    for classes in ("new", "all"):
-        loaded = trainer(classes)
-        loaded.load_model(str(tmp_path / "base"))
-        found[classes] = logits(loaded, images)
+def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_there(halves):
+    images = torch.randn(3, 3, 32, 32)
+    found = {classes: logits(trainer, images) for classes, trainer in halves.trainers.items()}
     apart = torch.cat([found["base"], found["new"]], dim=1)
-    compared = slice(4 if METHODS[method].exclusive else 0, None)
+    compared = slice(4 if METHODS[halves.method].exclusive else 0, None)
     torch.testing.assert_close(found["all"][:, compared], apart[:, compared], rtol=1e-3, atol=1e-4)
+
+
+def test_the_logits_that_both_halves_keep_are_those_of_one_model_of_all_classes(halves):
+    (batch,) = halves.trainers["all"].test_loader
+    expected = logits(halves.trainers["all"], batch["img"]).double().numpy()
+    kept, runs = [], [halves.trainers[classes] for classes in ("base", "new")]
+    for run in runs:
+        run.test()
+        save_logits(run, str(halves.folder / "base"))
+        kept.append(openworld.read_half(Path(run.output_dir)))
+    openworld.check_halves(*kept)
+    np.testing.assert_allclose(np.concatenate([half.logits for half in kept]), expected, rtol=1e-3, atol=1e-2)
+    assert [*kept[0].labels, *kept[1].labels] == batch["label"].tolist()
+    for run, half in zip(runs, kept, strict=True):
+        if run is runs[1] or not METHODS[halves.method].exclusive:
+            assert openworld.right(half, half.own).sum() == run.evaluator.correct
 
 
 @whole_learner

@@ -41,7 +41,7 @@ class Seeded(Dataset):
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed goes to all devices, a millisecond each time
             try:
                 return self.dataset[index]
             finally:
@@ -177,4 +177,7 @@ class FeatureCache(TrainingLoader):
 
     def __iter__(self) -> Iterator[dict]:
         for index in self.batches():
-            yield {"features": self.features[index], "label": self.labels[index]}
+            features = self.features[index]
+            if self._options["pin_memory"]:  # a GPU copies from it while the host goes on
+                features = features.pin_memory()
+            yield {"features": features, "label": self.labels[index]}

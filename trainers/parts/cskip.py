@@ -62,16 +62,18 @@ def sample_classes(
     """The sampler of Eq. 7: scores (B, C) on any device; labels (B,), probability (C,) by rank, generator on the CPU.
 
     Returns the kept classes, sorted (K,), and which of them each image keeps, bool (B, K), or None if all images keep
-    the same. True classes are always kept. The host knows K without asking the device, except in the scope "image",
-    where K is the size of the union of the images' own sets.
+    the same. True classes are always kept. The host draws the ranks and hands them over without waiting; it knows K
+    without asking the device, except in the scope "image", where K is the size of the union of the images' own sets:
+    the one question of a step.
     """
-    order = ranking(scores, labels.to(scores.device), scope)  # (B, C) or (1, C)
+    order = ranking(scores, labels.to(scores.device, non_blocking=True), scope)  # (B, C) or (1, C)
     kept_ranks = torch.rand(order.shape, generator=generator) < probability
     kept_ranks[:, : 1 if scope == "image" else len(labels.unique())] = True  # the true classes
     if scope == "batch":
-        ranks = kept_ranks[0].nonzero()[:, 0].to(order.device)
+        ranks = kept_ranks[0].nonzero()[:, 0].to(order.device, non_blocking=True)
         return order[0, ranks].sort().values, None
-    by_image = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, kept_ranks.to(order.device))  # (B, C)
+    kept_ranks = kept_ranks.to(order.device, non_blocking=True)
+    by_image = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, kept_ranks)  # (B, C)
     kept = by_image.any(dim=0).nonzero()[:, 0]
     return kept, by_image[:, kept]
 

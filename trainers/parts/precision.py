@@ -13,12 +13,18 @@ What learns is part of CLIP (SkipTuning, FinetuneCLIP):
 What learns stands beside a frozen CLIP (all other methods): it is fp32, and PREC says in what CLIP runs: fp32, bf16,
 amp, or fp16 with a scaled loss.
 
+PREC auto is the trainer's own choice on a GPU. On a CPU it is bf16 where that multiplies bf16 itself, else fp32, or
+what TRAIN.CPU_PREC says, as in the recipes of the embedded model, whose numbers are to be the same on every machine.
+
 Half precision holds for what is half in OpenAI's archives, and the embeddings; the norms stay fp32.
 """
 
 import copy
+import functools
+import platform
+import statistics
+import time
 from collections.abc import Iterable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +32,8 @@ from torch.optim.sgd import sgd
 
 HALF = {"bf16": torch.bfloat16, "fp16_master": torch.float16, "fp16": torch.float16}
 WITH_COPIES = ("bf16", "fp16_master")
+CHUNK = 1 << 18  # elements of a weight at a time on a CPU, whose caches hold them with gradient, momentum and copy
+FASTER = 1.3  # times as fast as in fp32 bf16's products have to be
 SAMPLE = 4096  # elements of each weight that `moved_share` looks at
 
 
@@ -33,6 +41,27 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """A context for everything that runs in `precision`; it does something for amp only."""
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     return torch.autocast(device.type, half, enabled=precision == "amp")
+
+
+@functools.cache
+def cpu_precision() -> tuple[str, str]:
+    """bf16 where this CPU multiplies it itself, else fp32; and why. Measured once where PyTorch can't tell."""
+    asked = {"AMX": "_is_amx_tile_supported", "AVX512_BF16": "_is_avx512_bf16_supported"}
+    if platform.machine().lower() in ("x86_64", "amd64") and all(hasattr(torch.cpu, name) for name in asked.values()):
+        found = [unit for unit, name in asked.items() if getattr(torch.cpu, name)()]
+        return ("bf16", f"this CPU has {found[0]}") if found else ("fp32", "this CPU has no products of bf16")
+    ratio = _seconds_of_a_product(torch.float32) / _seconds_of_a_product(torch.bfloat16)
+    return "bf16" if ratio > FASTER else "fp32", f"products of bf16 take 1/{ratio:.1f} of fp32's time here"
+
+
+def _seconds_of_a_product(dtype: torch.dtype, size: int = 512) -> float:
+    """The median of several; the first one is warm-up."""
+    a, taken = torch.ones(size, size, dtype=dtype), []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
 
 
 def halve(module: nn.Module, dtype: torch.dtype, keep: Iterable[nn.Parameter] = ()) -> None:
@@ -92,25 +121,32 @@ def step_in_backward(weights: MasterWeights, optimizer: torch.optim.SGD) -> None
     running = dict(weights.pairs())
     for index, group in enumerate(optimizer.param_groups):
         for weight in group["params"]:
-            running[weight].register_post_accumulate_grad_hook(partial(_sgd_step, optimizer, weight, index))
+            running[weight].register_post_accumulate_grad_hook(functools.partial(_sgd_step, optimizer, weight, index))
 
 
 @torch.no_grad()
 def _sgd_step(optimizer: torch.optim.SGD, weight: nn.Parameter, index: int, running: nn.Parameter) -> None:
-    """SGD's step of one weight, with the options of parameter group `index`, by the gradient of what ran."""
-    gradient, running.grad = running.grad.to(weight.dtype), None
+    """SGD's step of one weight, with the options of parameter group `index`, by the gradient of what ran.
+
+    A copy's gradient is widened, used and narrowed CHUNK by CHUNK on a CPU: whole ones would go through memory four
+    times, and each take fresh memory for its fp32 version.
+    """
+    gradient, running.grad = running.grad, None
     group = optimizer.param_groups[index]
-    buffers = [None]
+    tensors = [weight, running, gradient]
     if group["momentum"]:
         state = optimizer.state[weight]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight)
-        buffers = [state["momentum_buffer"]]
+        tensors.append(state["momentum_buffer"])
     options = {name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize")}
     fused = weight.dtype == torch.float32  # PyTorch 2.9 leaves half-precision elements as they are
-    sgd([weight], [gradient], buffers, fused=fused, **options)
-    if running is not weight:
-        running.copy_(weight)
+    whole = running is weight or weight.device.type != "cpu" or not weight.is_contiguous()
+    parts = [tensors] if whole else zip(*(tensor.flatten().split(CHUNK) for tensor in tensors), strict=True)
+    for weight_part, running_part, gradient_part, *momentum in parts:
+        sgd([weight_part], [gradient_part.to(weight.dtype)], momentum or [None], fused=fused, **options)
+        if running is not weight:
+            running_part.copy_(weight_part)
 
 
 def update(

@@ -27,7 +27,7 @@ from .towers import (
 
 def embed(clip_model: nn.Module, texts: list[str]) -> ClassTexts:
     """C texts -> ClassTexts in front of block 0; no graph. Errors: UserError for one of more than 77 tokens."""
-    return embed_texts(clip_model, tokenize(texts).to(clip_model.positional_embedding.device))
+    return embed_texts(clip_model, tokenize(texts))
 
 
 # ---- learned vectors in the towers ---------------------------------------------------------------------------

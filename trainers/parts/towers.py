@@ -41,9 +41,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, hidden: Tensor | None
     `hidden`, bool, broadcasts to (N, heads, Q, L): where a query must not look.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, heads, L, D / heads)
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or not (q.requires_grad or k.requires_grad or v.requires_grad):
         x = F.scaled_dot_product_attention(q, k, v, None if hidden is None else ~hidden)
-    else:  # written out: on a CPU the backward pass of the fused kernel takes several times as long
+    else:  # written out: on a CPU the backward pass of the fused kernel takes several times as long, its forward less
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if hidden is not None:
             scores.masked_fill_(hidden, float("-inf"))
@@ -92,22 +92,23 @@ def embed_images(visual: nn.Module, image: Tensor) -> Tensor:
     return norm(visual.ln_pre, torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches))
 
 
-def run_images(blocks: Sequence[nn.Module], x: Tensor, pool: bool, extras: Sequence[Extra] | None = None) -> Tensor:
-    """x (N, L, D) through `blocks` -> (N, L, D), or with `pool` the class token's (N, 1, D)."""
+def run_images(blocks: Sequence[nn.Module], x: Tensor, pool: int, extras: Sequence[Extra] | None = None) -> Tensor:
+    """x (N, L, D) through `blocks` -> (N, L, D), or with `pool` only its first tokens, (N, pool, D): True, which is 1,
+    for the class token alone."""
     number, length = x.shape[:2]
 
     def attend(q, k, v, heads):
         q, k, v = (part.unflatten(0, (number, -1)) for part in (q, k, v))
         return attention(q, k, v, heads).flatten(0, 1)
 
-    class_tokens = torch.arange(number, device=x.device) * length
+    first = torch.arange(number, device=x.device)[:, None] * length + torch.arange(int(pool), device=x.device)
     x = x.flatten(0, 1)  # (T, D)
     pairs = with_extras(blocks, extras)
     for block, extra in pairs[:-1] if pool else pairs:
         x = run_block(block, x, attend, extra)
     if pool:
         block, extra = pairs[-1]
-        x = run_last_block(block, x, class_tokens, attend, extra)
+        x = run_last_block(block, x, first.flatten(), attend, extra)
     return x.unflatten(0, (number, -1))
 
 
@@ -146,13 +147,18 @@ class ClassTexts(NamedTuple):
 
 @torch.no_grad()
 def embed_texts(clip_model: nn.Module, tokens: Tensor) -> ClassTexts:
-    """tokens (C, 77) -> ClassTexts in front of block 0, with positions; no graph."""
+    """tokens (C, 77) -> ClassTexts in front of block 0, on the model's device, with positions; no graph.
+
+    Tokens that are still on the CPU spare it the wait for the two lengths that it has to know.
+    """
     end = tokens.argmax(dim=-1)  # (C,), end-of-text has the largest id
     same = (tokens == tokens[0]).all(dim=0).long().cumprod(dim=0).sum()
     shared = int(torch.minimum(same, end.min()))  # every text keeps at least its end-of-text token
-    x = clip_model.token_embedding(tokens[:, : int(end.max()) + 1].long()).to(clip_model.dtype)  # (C, L, D)
+    device = clip_model.positional_embedding.device
+    needed = tokens[:, : int(end.max()) + 1].long().to(device)  # (C, L)
+    x = clip_model.token_embedding(needed).to(clip_model.dtype)  # (C, L, D)
     x = x + clip_model.positional_embedding[: x.shape[1]].to(x)
-    return ClassTexts(x[0, :shared], x[:, shared:], end - shared)
+    return ClassTexts(x[0, :shared], x[:, shared:], (end - shared).to(device))
 
 
 def run_texts(

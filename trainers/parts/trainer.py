@@ -13,12 +13,18 @@ What a method writes:
                 end_epoch           what happens between the last step of an epoch and its checkpoint
                 parse_batch_train   another batch than {"img" or "features", "label"}
                 update              another step than backward pass and optimizer
+                schedule            another schedule of the learning rate
     flags       limits              what the numbers among its options may be
                 model_name          name of the folder of checkpoints
-                precisions          choices of PREC; `cuda_precision` is what "auto" means on CUDA
+                precisions          choices of PREC; `cuda_precision` is what "auto" means on a GPU
                 scaled              choices of PREC with a scaled loss
                 per_step            the learning rate follows steps instead of epochs
                 fine_tunes_clip     what learns is part of CLIP, so PREC holds for it too
+
+What a step asks of the host, on a GPU: nothing. Draws are made on the CPU and copied without waiting; only Skip Tuning
+in scope image asks for the number of kept classes (parts/cskip.py), and a scaled loss under an optimizer that is not
+fused whether its gradients overflowed. The last step of an epoch asks whether the loss is finite, and a progress line
+for the numbers in it. An extraction waits for its features once for EXTRACTION_BATCH images, a test at its end.
 
 Notation: B images, C classes, E joint width.
 """
@@ -38,7 +44,16 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from .cache import FeatureCache
 from .compat import OUR_DASSL, UserError, load_clip, load_from_fork
 from .offload import Offload
-from .precision import HALF, MasterWeights, autocast, can_step_in_backward, halve, step_in_backward, update
+from .precision import (
+    HALF,
+    MasterWeights,
+    autocast,
+    can_step_in_backward,
+    cpu_precision,
+    halve,
+    step_in_backward,
+    update,
+)
 from .towers import in_microbatches
 
 
@@ -93,7 +108,8 @@ class CLIPTrainer(TrainerX):
         node = type(self).__name__.upper()
         options = cfg.TRAINER[node]
         check_choice(node, options, "PREC", self.precisions)
-        for key, limits in self.limits.items():
+        shared = {"VIEWS": OR_NONE} if "VIEWS" in options else {}
+        for key, limits in {**shared, **self.limits}.items():
             if not limits.hold(options[key]):
                 raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: it must be {limits}")
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
@@ -111,16 +127,24 @@ class CLIPTrainer(TrainerX):
     def set_up(self) -> None:
         """What every method needs beside `clip_model`."""
         self.classnames = [name.replace("_", " ") for name in self.dm.dataset.classnames]
-        self.precision = self.options.PREC
+        self.precision, self.chosen = self.options.PREC, ""
         if self.precision == "auto":
-            self.precision = self.cuda_precision if self.device.type == "cuda" else "fp32"
+            self.precision, why = self.automatic_precision()
+            self.chosen = f" ({why})"
         self.offload = Offload([], self.output_dir)  # nothing yet
         self.extract_seconds = 0.0
         self.learned = None
 
+    def automatic_precision(self) -> tuple[str, str]:
+        """What PREC auto means here, and why."""
+        if self.device.type != "cpu":
+            return self.cuda_precision, "the trainer's choice for GPUs"
+        wanted = self.cfg.TRAIN.get("CPU_PREC", "auto")
+        return cpu_precision() if wanted == "auto" else (wanted, "TRAIN.CPU_PREC")
+
     def set_precision(self, keep=()) -> None:
         """Put CLIP's parameters into the numbers of PREC, except those in `keep`, which learn as master weights."""
-        print(f"Precision: {self.precision}")
+        print(f"Precision: {self.precision}{self.chosen}")
         if self.precision in HALF:
             halve(self.clip_model, HALF[self.precision], keep)
 
@@ -137,9 +161,9 @@ class CLIPTrainer(TrainerX):
         steps = len(self.train_loader_x) if self.train_loader_x is not None else 1
         optim_cfg = self.cfg.OPTIM.clone()
         optim_cfg.defrost()
-        optim_cfg.MAX_EPOCH = self.max_epoch * steps if self.per_step else self.max_epoch
+        optim_cfg.MAX_EPOCH = self.max_epoch
         self.optim = build_optimizer(groups or learned.parameters(), optim_cfg)
-        self.sched = build_lr_scheduler(self.optim, optim_cfg)
+        self.sched = self.schedule(optim_cfg, steps)
         self.register_model(self.model_name, learned, self.optim, self.sched)
         scaled = self.precision in self.scaled or (self.precision == "amp" and self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -150,6 +174,12 @@ class CLIPTrainer(TrainerX):
         print(f"Learned parameters: {number:,} {'of' if self.fine_tunes_clip else 'beside'} {total:,}")
 
     # ---- what a method may write -----------------------------------------------------------------------------
+
+    def schedule(self, optim_cfg, steps: int):
+        """The learning rate's schedule for epochs of `steps` steps; `optim_cfg`, a copy, has the run's epochs."""
+        if self.per_step:
+            optim_cfg.MAX_EPOCH *= steps
+        return build_lr_scheduler(self.optim, optim_cfg)
 
     def class_features(self) -> Tensor:
         """Class features (C, E), not normalised."""
@@ -256,7 +286,7 @@ class CLIPTrainer(TrainerX):
         if class_features is None:
             class_features = self.class_features()
         with self.offload.needed():
-            features = in_microbatches(self.image_features, image.to(self.device))
+            features = in_microbatches(self.image_features, image.to(self.device, non_blocking=True))
         return self.compare(features, class_features)
 
     @torch.no_grad()

@@ -20,13 +20,26 @@ from torchvision.transforms import functional as F
 ANTIALIASED = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 
 
+def begins(transform):
+    """Whether `transform` begins with a step of this module, which takes pixels as well as PIL images."""
+    steps = transform.transforms if isinstance(transform, T.Compose) else []
+    return isinstance(next(iter(steps), None), Resize | RandomResizedCrop)
+
+
 def resize(image, size, interpolation):
-    """PIL image in RGB -> uint8 tensor (3, *size); for other modes, filters and CPUs torchvision's PIL image."""
+    """PIL image in RGB, or its pixels as uint8 tensor (3, H, W), channels last in memory -> uint8 tensor (3, *size).
+
+    For other modes, filters and CPUs torchvision's PIL image.
+    """
+    pixels = image if isinstance(image, torch.Tensor) else None
     vectorised = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    if image.mode != "RGB" or interpolation not in ANTIALIASED or not vectorised:
+    if interpolation not in ANTIALIASED or not vectorised or (pixels is None and image.mode != "RGB"):
+        if pixels is not None:
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         return F.resize(image, size, interpolation)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W), channels last in memory
-    if image.size == (size[1], size[0]):
+    if pixels is None:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if tuple(pixels.shape[1:]) == tuple(size):
         return pixels
     return interpolate(pixels[None], tuple(size), mode=interpolation.value, antialias=True)[0]
 
@@ -40,8 +53,9 @@ class Resize(T.Resize):
     def _size_of(self, image):
         if not isinstance(self.size, int):
             return self.size
-        long = int(self.size * max(image.size) / min(image.size))
-        return (self.size, long) if image.width > image.height else (long, self.size)
+        width, height = F.get_image_size(image)
+        long = int(self.size * max(width, height) / min(width, height))
+        return (self.size, long) if width > height else (long, self.size)
 
 
 class RandomResizedCrop(T.RandomResizedCrop):
@@ -49,7 +63,7 @@ class RandomResizedCrop(T.RandomResizedCrop):
 
     def forward(self, image):
         top, left, height, width = self.get_params(image, self.scale, self.ratio)
-        return resize(image.crop((left, top, left + width, top + height)), self.size, self.interpolation)
+        return resize(F.crop(image, top, left, height, width), self.size, self.interpolation)
 
 
 class ToTensor(T.ToTensor):

@@ -161,6 +161,17 @@ def test_cache_yields_every_sample_once_with_its_label():
     assert torch.equal((features[order] // 10).long(), torch.arange(6))
 
 
+def test_cached_batches_are_pinned_where_the_loader_pins(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor)
+    cache = make_cache()
+    cache.start_epoch(0)
+    list(cache)
+    assert pinned == []
+    cache._options["pin_memory"] = True  # as with a GPU
+    assert len(list(cache)) == len(pinned) == 3
+
+
 def labels_of(cache, epoch):
     cache.start_epoch(epoch)
     return [batch["label"].tolist() for batch in cache]

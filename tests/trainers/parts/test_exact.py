@@ -5,7 +5,6 @@ positions of width 512 and 8 heads. They are equal if the norm of the difference
 """
 
 import copy
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -173,38 +172,6 @@ def test_nothing_is_tokenised_or_encoded_twice(make_trainer, monkeypatch):
     trainer.train()
     assert sum(images) == 32 + 16  # 8 classes: 4 training images each in one view, 2 test images
     assert len(texts) == 1 + 2 * 8 + 1  # for the ranking, in each step of two epochs, for the test
-
-
-@pytest.fixture
-def off_this_machine(make_trainer, monkeypatch):
-    """off_this_machine(scope): a step on PyTorch's meta device, which has shapes but no numbers.
-
-    Whoever asks it for a number, or for a shape that depends on one, gets an error: a GPU would make the host wait.
-    """
-
-    def make(scope):
-        trainer = start(make_trainer("SkipTuning", "TRAINER.SKIPTUNING.SCOPE", scope))
-        batch = next(iter(trainer.train_loader_x))
-        trainer.device = torch.device("meta")
-        trainer.deep.to("meta")
-        trainer.zero_shot = trainer.zero_shot.to("meta")
-        trainer.t = trainer.t._replace(**{name: value.to("meta") for name, value in trainer.t._asdict().items()})
-        trainer.clip_model.logit_scale = torch.nn.Parameter(trainer.clip_model.logit_scale.to("meta"))
-        monkeypatch.setattr(trainer, "autocast", nullcontext)
-        return lambda: trainer.forward_backward(batch)
-
-    return make
-
-
-def test_a_step_in_batch_scope_never_waits_for_the_device(off_this_machine):
-    summary = off_this_machine("batch")()
-    assert summary["loss"].is_meta and summary["acc"].is_meta
-
-
-def test_a_step_in_image_scope_has_to_wait(off_this_machine):
-    """Which shows that the test above would notice."""
-    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        off_this_machine("image")()
 
 
 # Updates inside the backward pass --------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import nn
 from dassl.config import get_cfg_default
 from dassl.engine.checkpoint import save_resume
 from dassl.optim import build_optimizer
+from trainers.parts import precision
 from trainers.parts.lskip import DeepImage
 from trainers.parts.precision import (
     SAMPLE,
@@ -55,6 +56,47 @@ class Learner:
 
     def update(self, loss):
         update(loss, self.weights, self.optimizer, self.scaler)
+
+
+class TestAutomaticPrecision:
+    @pytest.fixture
+    def ask(self, monkeypatch):
+        """ask(machine, unit, ...): what PREC auto means where PyTorch finds these units."""
+
+        def found(machine, *units):
+            monkeypatch.setattr(precision.platform, "machine", lambda: machine)
+            for unit in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+                monkeypatch.setattr(torch.cpu, unit, lambda unit=unit: unit in units, raising=False)
+            precision.cpu_precision.cache_clear()
+            return precision.cpu_precision()
+
+        yield found
+        precision.cpu_precision.cache_clear()
+
+    def test_it_is_bf16_where_the_cpu_multiplies_it_itself(self, ask):
+        assert ask("x86_64", "_is_amx_tile_supported") == ("bf16", "this CPU has AMX")
+        assert ask("AMD64", "_is_avx512_bf16_supported") == ("bf16", "this CPU has AVX512_BF16")
+        assert ask("x86_64") == ("fp32", "this CPU has no products of bf16")
+
+    @pytest.mark.parametrize(("half", "expected"), [(0.5, "bf16"), (0.9, "fp32"), (8.0, "fp32")])
+    def test_it_is_measured_once_where_pytorch_cant_tell(self, ask, monkeypatch, half, expected):
+        measured = []
+        taken = {torch.float32: 1.0, torch.bfloat16: half}
+        monkeypatch.setattr(precision, "_seconds_of_a_product", lambda dtype: measured.append(dtype) or taken[dtype])
+        assert ask("aarch64", "_is_amx_tile_supported")[0] == expected
+        assert precision.cpu_precision()[0] == expected and len(measured) == 2
+
+    def test_the_log_says_which_and_why_and_recipes_can_say_it_themselves(self, ask, make_trainer, capsys):
+        ask("x86_64", "_is_amx_tile_supported")
+        assert make_trainer("KgCoOp", "TRAIN.CPU_PREC", "auto").clip_model.dtype == torch.bfloat16
+        assert "Precision: bf16 (this CPU has AMX)" in capsys.readouterr().out
+        assert make_trainer("KgCoOp", "TRAIN.CPU_PREC", "fp32").clip_model.dtype == torch.float32
+        assert "Precision: fp32 (TRAIN.CPU_PREC)" in capsys.readouterr().out
+        assert make_trainer("KgCoOp", "TRAINER.KGCOOP.PREC", "fp32").precision == "fp32"
+        assert "Precision: fp32\n" in capsys.readouterr().out
+
+    def test_two_products_are_timed(self):
+        assert precision._seconds_of_a_product(torch.bfloat16, size=8) > 0
 
 
 def one_weight(value):
@@ -166,6 +208,25 @@ def test_weights_are_updated_as_pytorch_would_by_the_same_gradients(precision, n
     for found, wanted in zip(module.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
     assert learner.weights.step_in_backward == (name == "sgd" and not options and precision not in SCALED)
+
+
+@pytest.mark.parametrize("options", [{}, {"MOMENTUM": 0.0}, {"SGD_NESTEROV": True}], ids=str)
+def test_a_step_in_chunks_has_the_bytes_of_a_step_with_the_whole_gradient(deep, monkeypatch, options):
+    gradients = [torch.randn_like(p) for p in deep.parameters()]
+    learners = []
+    for chunk in (640, 1 << 40):
+        monkeypatch.setattr(precision, "CHUNK", chunk)
+        learner = Learner(copy.deepcopy(deep), "bf16", **options)
+        for _ in range(3):
+            pairs = zip(learner.running.parameters(), gradients, strict=True)
+            learner.update(sum((p.float() * gradient).sum() for p, gradient in pairs))
+        learners.append(learner)
+    for name in ("module", "running"):
+        found, expected = (getattr(learner.weights, name).parameters() for learner in learners)
+        assert all(torch.equal(p, q) for p, q in zip(found, expected, strict=True))
+    assert not any(
+        torch.equal(p, q) for p, q in zip(learners[0].weights.module.parameters(), deep.parameters(), strict=True)
+    )
 
 
 def test_pure_fp16_steps_as_pytorchs_sgd_on_fp16_weights():

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The learning rate of every method by one rule, chosen on the validation images of the base classes alone. All methods
+# get the same rates (RATES) and the same seeds. No new class and no test image is looked at:
+#   PREC=fp32 bash scripts/choose.sh emoji
+# TRAINERS and PRESETS choose some of the methods. What is finished is not run again. Afterwards: bash scripts/curve.sh
+DEFAULT_OUTPUT=output/choose
+. "$(dirname "$0")/common.sh"
+arguments DATASET 1 1 "$@"
+FOLDER=scripts/protocols
+trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
+grid=$OUTPUT shared=$OPTIONS
+export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
+
+for seed in $SEEDS; do
+  for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
+    for PRESET in ${PRESETS:-matched}; do
+      for rate in ${RATES:-0.0003 0.001 0.003 0.01 0.03 0.1 0.3}; do
+        OUTPUT=$grid/$rate
+        OPTIONS="TEST.SPLIT val OPTIM.LR $rate${shared:+ $shared}"
+        settings="OUTPUT=$OUTPUT OPTIONS=$(quoted "$OPTIONS") TRAINER=$TRAINER PRESET=$PRESET "
+        place base2new_train "$1" "$seed"
+        if offered && ! finished; then attempt base2new_train.sh "$1" "$seed"; fi
+      done
+    done
+  done
+done
+status=0
+"$PYTHON" -m results.choose "$grid" || status=1
+finish $status

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Base against new: every model that scripts/choose.sh trained is tested on the test images of both halves, and
+# ZeroshotCLIP as rate 0. Then the curve of every method over its rates, and its accuracy on new classes where base
+# classes are equally well known:
+#   PREC=fp32 bash scripts/curve.sh emoji
+# MODELS is the folder of choose.sh. Give the same RATES, SEEDS, TRAINERS and PRESETS.
+DEFAULT_OUTPUT=output/curve
+. "$(dirname "$0")/common.sh"
+arguments DATASET 1 1 "$@"
+FOLDER=scripts/protocols
+MODELS=${MODELS:-./output/choose}
+absolute MODELS
+trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
+grid=$OUTPUT
+export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
+
+# tested RATE SEED: both halves on the test images, by the model that choose.sh trained.
+tested() {
+  local model stage shots cfg folder files
+  OUTPUT=$MODELS/$1
+  place base2new_train "$dataset" "$2"
+  if ! offered; then return; fi
+  model=$folder
+  OUTPUT=$grid/$1
+  settings="OUTPUT=$OUTPUT TRAINER=$TRAINER PRESET=$PRESET "
+  for stage in base2new_train base2new_test; do
+    place $stage "$dataset" "$2"
+    if ! finished; then attempt $stage.sh "$dataset" "$2" --eval-only --model-dir "$model"; fi
+  done
+}
+
+dataset=$1
+for seed in $SEEDS; do
+  TRAINER=ZeroshotCLIP PRESET= OUTPUT=$grid/0
+  settings="OUTPUT=$OUTPUT TRAINER=$TRAINER "
+  base2new "$dataset" "$seed"
+  for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
+    for PRESET in ${PRESETS:-matched}; do
+      for rate in ${RATES:-0.0003 0.001 0.003 0.01 0.03 0.1 0.3}; do tested "$rate" "$seed"; done
+    done
+  done
+done
+status=0
+"$PYTHON" -m results.curve "$grid" || status=1
+finish $status

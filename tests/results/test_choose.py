@@ -1,0 +1,106 @@
+"""The rule that chooses learning rates, and base against new over them, from planted runs."""
+
+import json
+import re
+
+import pytest
+
+from results import choose, curve
+
+
+@pytest.fixture
+def plant(tmp_path, plant_run):
+    """plant(rate, base, new, ...): one seed's two runs at a rate; `tested` says on which split."""
+
+    def plant(rate, base, new=50.0, tested="val", **settings):
+        files = plant_run(tmp_path / str(rate), base, new, **settings)
+        for file in files:
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"tested": tested}))
+        return files
+
+    return plant
+
+
+@pytest.fixture
+def search(plant, tmp_path, capsys):
+    """Runs results.choose on what was planted, without the tests on new classes: exit code, cells, what was written."""
+
+    def search():
+        for file in list(tmp_path.rglob("test_new/**/result.json")):
+            file.unlink()
+            file.parent.rmdir()
+        code = choose.main([str(tmp_path)])
+        written = capsys.readouterr()
+        rows = [re.split(r"\s{2,}", line.strip()) for line in written.out.splitlines()]
+        return code, {row[0]: row[1:] for row in rows if len(row) > 3}, written
+
+    return search
+
+
+def test_the_smallest_rate_within_one_standard_error_of_the_best_is_chosen():
+    accuracies = {0.1: [60.0, 64.0], 0.01: [60.5, 60.5], 0.001: [59.0, 60.5]}  # best 62, its standard error 2
+    assert choose.choose(accuracies) == 0.01
+    assert choose.choose(accuracies | {0.001: [60.0, 60.0]}) == 0.001  # just within it
+
+
+def test_one_seed_has_no_standard_error_so_the_best_rate_is_chosen():
+    assert choose.choose({0.1: [60.0], 0.01: [59.9], 0.03: [60.0]}) == 0.03
+
+
+def test_every_method_has_its_row_its_trials_and_its_choice(plant, search):
+    for seed in (1, 2):
+        plant(0.001, 40.0, seed=seed)
+        plant(0.01, 45.0, seed=seed)
+        plant(0.01, 20.0 + seed, seed=seed, trainer="CoOp")
+    code, rows, written = search()
+    assert code == 0, written.err
+    assert rows["SkipTuning"] == ["recommended", "40.00 ±0.00", "45.00 ±0.00", "4", "0.01"]
+    assert rows["CoOp"][-2:] == ["2", "0.01"]
+
+
+def test_test_images_and_new_classes_have_no_say(plant, search, tmp_path, capsys):
+    plant(0.01, 45.0)
+    plant(0.1, 99.0, tested="test")
+    code, rows, written = search()
+    assert (code, rows["SkipTuning"][-1]) == (1, "0.01")
+    assert "tested on the test images" in written.err
+    plant(0.03, 30.0, new=99.0)
+    assert choose.main([str(tmp_path)]) == 1  # with the run on new classes
+    written = capsys.readouterr()
+    assert "not a training on the base classes" in written.err and "99" not in written.out
+
+
+def test_a_folder_without_runs_names_the_command_for_it(tmp_path, capsys):
+    assert choose.main([str(tmp_path)]) == 2
+    assert "scripts/choose.sh" in capsys.readouterr().err
+    assert curve.main([str(tmp_path)]) == 2
+    assert "scripts/curve.sh" in capsys.readouterr().err
+
+
+def test_new_accuracy_at_equal_base_lies_on_the_line_between_neighbouring_rates():
+    points = [(50.0, 40.0), (60.0, 38.0), (64.0, 30.0)]
+    assert curve.new_at(points, 55.0) == pytest.approx(39.0)
+    assert curve.new_at(points, 60.0) == 38.0
+    assert curve.new_at(points, 62.0) == pytest.approx(34.0)
+    assert curve.new_at(points, 65.0) is None
+    assert curve.new_at([*points, (55.0, 20.0)], 60.0) == 38.0  # it comes by again, and is worse there
+
+
+def test_levels_are_round_and_reached_by_two_curves():
+    curves = [[(50.0, 1.0), (61.0, 1.0)], [(52.0, 1.0), (58.5, 1.0)], [(49.5, 1.0), (51.0, 1.0)]]
+    assert curve.levels(curves) == [50, 52, 54, 56, 58]
+    assert curve.levels(curves[:1]) == []
+
+
+def test_tables_have_the_points_in_order_and_new_at_equal_base(plant, tmp_path, capsys):
+    for rate, base, new in ((0.01, 60.0, 38.0), (0.001, 50.0, 40.0)):
+        plant(rate, base, new, tested="test")
+        plant(rate, base, new - 4, tested="test", trainer="CoOp")
+    plant(0, 45.0, 41.0, tested="test", trainer="ZeroshotCLIP")
+    assert curve.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("SkipTuning")][:2] == ["0.001", "0.01"]
+    at_equal_base = [line.split()[1:] for line in lines if line.startswith("CoOp")][2]
+    assert at_equal_base == ["36.0", "35.6", "35.2", "34.8", "34.4", "34.0"]
+    assert any(re.match(r"ZeroshotCLIP +0 +45.00", line) for line in lines)
+    assert list(tmp_path.glob("*.png"))
