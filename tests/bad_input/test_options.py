@@ -87,7 +87,7 @@ def test_a_value_out_of_range_is_named(key, value, healthy, refused, tmp_path):
     assert key.split(".")[-1] in line or value.strip("[]") in line
 
 
-@pytest.mark.parametrize(("trainer", "option", "value"), limits())
+@pytest.mark.parametrize(("trainer", "option", "value"), list(limits()))
 def test_every_option_of_every_method_has_limits(trainer, option, value, healthy, refused, tmp_path):
     key = f"TRAINER.{trainer.upper()}.{option}"
     argv = start(healthy, "--output-dir", tmp_path / "out", trainer=trainer)

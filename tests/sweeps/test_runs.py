@@ -17,10 +17,10 @@ def small(**other):
 
 
 @pytest.mark.parametrize(
-    "name, number", [("table1", 17 * 11 * 3 * 2), ("table2", 17 * 15 * 3), ("few_shot", 17 * 11 * 15)]
+    "name, number", [("table1", 11 * 3 * 2), ("table2", 15 * 3), ("few_shot", 11 * 15)]
 )
 def test_the_papers_tables_are_whole(name, number):
-    assert len(runs(SWEEPS[name])) == number
+    assert len(runs(SWEEPS[name])) == number * len(list(ROOT.glob("configs/trainers/*")))
 
 
 def test_runs_lie_where_the_scripts_put_them_and_start_by_their_verbs():
