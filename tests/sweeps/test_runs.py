@@ -16,9 +16,7 @@ def small(**other):
     return {"protocol": "base2new", "datasets": ["dtd"], "trainers": ["CoOp"], "seeds": [1], "output": "out"} | other
 
 
-@pytest.mark.parametrize(
-    "name, number", [("table1", 11 * 3 * 2), ("table2", 15 * 3), ("few_shot", 11 * 15)]
-)
+@pytest.mark.parametrize("name, number", [("table1", 11 * 3 * 2), ("table2", 15 * 3), ("few_shot", 11 * 15)])
 def test_the_papers_tables_are_whole(name, number):
     assert len(runs(SWEEPS[name])) == number * len(list(ROOT.glob("configs/trainers/*")))
 
