@@ -238,8 +238,6 @@ def run(args):
 
 def main(argv=None):
     """Exit code: 0 when done, 1 after an error, 130 after Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a class name that this console can't show
     return exit_code(lambda: run(parse(argv)), "nothing was written", traceback_to=sys.stderr)
 
 

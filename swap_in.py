@@ -13,7 +13,7 @@ import argparse
 import shlex
 import sys
 
-from dassl.utils import Parser, UserError
+from dassl.utils import Parser, UserError, any_console
 from swap import fork as forks
 from swap import plan as plans
 from swap import recipes, undo
@@ -119,6 +119,7 @@ def main(argv=None):
     parser.add_argument("--dry-run", action="store_true", help="show what would change, change nothing")
     parser.add_argument("--undo", action="store_true", help="restore every byte")
     after = "nothing was changed"
+    any_console()
     try:
         args = parser.parse_args(argv)
         after = "give --undo again" if args.undo else after

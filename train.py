@@ -15,7 +15,7 @@ from dassl.config import Config, check_ranges, config_diff, flatten, get_cfg_def
 from dassl.data import ClassNames
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.engine.checkpoint import check_identity, identity
+from dassl.engine.checkpoint import check_identity, identity, where_it_is
 from dassl.engine.logits import save_logits
 from dassl.engine.result import read_result, write_result
 from dassl.engine.temperature import trained_temperature
@@ -282,7 +282,8 @@ def load_trainer(folder, classnames=None, device="auto", options=()):
         classnames = read_result(folder / "result.json")["classnames"]
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg, data=ClassNames(classnames))
-    trainer.load_model(cfg.EVAL.MODEL_DIR if cfg.EVAL.ONLY else str(folder), epoch=cfg.EVAL.EPOCH)
+    tested = where_it_is(cfg.EVAL.MODEL_DIR, folder) if cfg.EVAL.ONLY else str(folder)
+    trainer.load_model(tested, epoch=cfg.EVAL.EPOCH)
     return trainer
 
 

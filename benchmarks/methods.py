@@ -14,9 +14,11 @@ from tabulate import tabulate
 
 from dassl.engine.result import learned_parameters
 from results.published import Published
+from trainers.lp_pp import LPpp
 from trainers.parts.cache import FeatureCache
 from trainers.parts.cskip import mean_kept
 from trainers.tip_adapter import TipAdapterF
+from trainers.two_sfs import TwoSFS
 
 from .measure import STEADY, interleaved, machine, parser, report
 from .model import IMAGES, SHAPE, SHOTS, Bench, prepare, quiet
@@ -70,6 +72,10 @@ METHODS = {
     "CLIPAdapter": Method("CLIPAdapter"),
     "CLIPLoRA": Method("CLIPLoRA"),
     "TipAdapterF": Method("TipAdapterF"),
+    "TwoSFS": Method("TwoSFS"),
+    "CLIPSVD": Method("CLIPSVD"),
+    "ProLIP": Method("ProLIP"),
+    "LPpp": Method("LPpp"),
     OURS: Method(OURS, memory=skipping(6)),
     "CLIPAdapter†": Method("CLIPAdapter", "cached"),
     "SkipTuning†": Method(OURS, "cached", skipping(11)),
@@ -77,10 +83,11 @@ METHODS = {
 
 
 def ready(bench, method, classes, precision):
-    """The trainer before its first step, all it encodes once encoded but Tip-Adapter's keys (see `images_encoded`)."""
+    """The trainer before its first step, all it encodes once encoded but training images (see `images_encoded`)."""
     trainer = bench.trainer(method.trainer, method.preset, classes, precision)
-    if isinstance(trainer, TipAdapterF):
-        trainer.fill = lambda: None
+    for kind, name in ((TipAdapterF, "fill"), (LPpp, "start")):
+        if isinstance(trainer, kind):
+            setattr(trainer, name, lambda: None)
     with quiet():
         trainer.before_train()
     return trainer
@@ -89,7 +96,7 @@ def ready(bench, method, classes, precision):
 def step(bench, trainer, classes):
     """A function that makes one training step: from features where the trainer caches them, else from pixels."""
     loader = trainer.train_loader_x
-    pixels, images = bench.pixels, trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    pixels, images = bench.pixels, loader.batch_size
     one = loader.encode(pixels[:1]) if isinstance(loader, FeatureCache) else pixels[:1]
     batch = torch.randn(images, *one.shape[1:], dtype=one.dtype)
     views = loader.dataset.k_tfm
@@ -98,12 +105,25 @@ def step(bench, trainer, classes):
     return lambda: trainer.forward_backward({key: image, "label": torch.randint(classes, (images,))})
 
 
+def cache_of(trainer):
+    """The loader with cached features, of 2SFS that of stage 2; None if the method has none."""
+    loader = trainer.second_loader if isinstance(trainer, TwoSFS) else trainer.train_loader_x
+    return loader if isinstance(loader, FeatureCache) else None
+
+
+def epochs_of(trainer):
+    """(epochs whose steps are measured, epochs that take cached features)."""
+    if isinstance(trainer, TwoSFS):
+        return trainer.first_epochs, trainer.max_epoch - trainer.first_epochs
+    return trainer.max_epoch, trainer.max_epoch
+
+
 def images_encoded(trainer):
     """How many images a run encodes beside its steps: some views of each, or fresh ones in every epoch."""
-    loader = trainer.train_loader_x
-    if not isinstance(loader, FeatureCache):
+    loader = cache_of(trainer)
+    if loader is None:
         return 0
-    views = (loader.views or trainer.max_epoch) + trainer.options.get("KEY_VIEWS", 0)
+    views = (loader.views or epochs_of(trainer)[1]) + trainer.options.get("KEY_VIEWS", 0)
     return views * len(loader.labels)
 
 
@@ -120,17 +140,17 @@ def measure(bench, classes, methods, precision, rounds, progress):
 
         runs[name], _, peak = prepare(make)
         trainer = trainers[name]
-        images = trainer.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        images = trainer.train_loader_x.batch_size
         rows[name] = {
             "images": images,
             "epochs": trainer.max_epoch,
-            "steps": trainer.max_epoch * len(trainer.train_loader_x),
+            "steps": epochs_of(trainer)[0] * len(trainer.train_loader_x),
             "peak_mb": peak,
             "paper_mb": method.memory and method.memory(images, classes),
             "learned": learned_parameters(trainer),
         }
-        if isinstance(trainer.train_loader_x, FeatureCache):
-            extract[name] = lambda trainer=trainer: trainer.train_loader_x.encode(bench.pixels)
+        if loader := cache_of(trainer):
+            extract[name] = lambda loader=loader: loader.encode(bench.pixels)
     progress(f"{classes} base classes: the methods take turns")
     for name, taken in interleaved(runs, rounds, *STEADY).items():
         rows[name]["ms"] = taken * 1e3
@@ -184,7 +204,8 @@ M: base classes. run s: the official base-to-new recipe with {SHOTS} shots: meas
 peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
   without what a kernel needs for itself and, on the CPU, what no step runs through, which lies in a mapped file.
 paper-style: the estimate that the paper's tables give (benchmarks/paper_memory.py), in MB.
-†: on features of each image that are cached once. PromptSRC and CoPrompt encode 60 texts of every class once."""
+†: on features of each image that are cached once. PromptSRC and CoPrompt encode 60 texts of every class once. TwoSFS:
+  the steps of stage 1, and the images that stage 2 encodes; its own steps, of a linear layer, are not in it."""
 
 
 def main(argv=None):

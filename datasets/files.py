@@ -17,12 +17,6 @@ _MODERN = (".avif", ".jp2", ".j2k", ".heic", ".heif")
 
 def _readable_suffixes():
     """`_SUFFIXES`, and those of `_MODERN` that this Pillow (with pillow-heif, if it is there) has a reader for."""
-    try:
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    except ImportError:
-        pass
     Image.init()  # all formats now: a thread that meets Pillow loading them takes a WebP for no image
     formats = Image.registered_extensions()
     return (*_SUFFIXES, *(suffix for suffix in _MODERN if formats.get(suffix) in Image.OPEN))

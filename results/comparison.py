@@ -4,8 +4,9 @@
 
 Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include
 feature extraction, peak memory is that of training. For each dataset there is one table each for every method's own
-recipe and for Skip Tuning's batch size and epochs; a method that learns nothing stands in both. A run that is missing
-or broken is listed and left out.
+recipe and for Skip Tuning's batch size and epochs; a method that learns nothing stands in both. Where the tests kept
+their logits, numbers of base and new classes in one test stand beside. A run that is missing or broken is listed and
+left out.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
@@ -16,8 +17,9 @@ from pathlib import Path
 from .ablation import ACCURACIES
 from .costs import over
 from .layout import table_text
+from .openworld import FILE, add_joined
 from .published import Published, with_extra
-from .read import read_folder
+from .read import BESIDE, read_folder
 from .tables import (
     Row,
     Table,
@@ -38,21 +40,24 @@ OURS = "SkipTuning"
 TABLES = {  # the paper's rows in its order, and ours beside them
     "Table 1, prompt tuning": (
         *("ZeroshotCLIP", "CoOp", "CoCoOp", "ProGrad", "KgCoOp", "MaPLe", "IVLP", "PromptSRC", "TCP", "DePT"),
-        *("CoPrompt", OURS),
+        *("CoPrompt", "MMRL", "MMRL, uniform", "MMRLpp", "MMRLpp, uniform", OURS),
     ),
-    "After the paper": ("MMRL", "MMRLpp", OURS),
     "Table 5, fine-tuning and adapters": (
-        *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF", OURS),
+        *("FinetuneCLIP", "CLIPAdapter", "CLIPLoRA", "TipAdapter", "TipAdapterF"),
+        *("TwoSFS", "CLIPSVD", "ProLIP", "LPpp", OURS),
         *("CLIPAdapter†", "SkipTuning†"),
     ),
 }
 OWN = ("", "recommended")  # presets
+ASIDE = {"cached": "†", "uniform": ", uniform"}  # presets with rows of their own in every table, and their names' ends
 RECIPES = {OWN: "each method's own recipe", ("matched",): "Skip Tuning's batch size and epochs"}
+SHOWN_BESIDE = ("ece15_base", "ece15_new", "gen_h", "auroc_mcm")
 PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
 NOTES = [
     f"means over n seeds; H: seed by seed, ± {spread_name(False)}. Train s: feature extraction included",
     "ratio: the row's cost over Skip Tuning's; paper: averages over 11 datasets with ViT-B/16, its time and its",
     "  estimate of memory over Skip Tuning's. †: on features of each image that are cached once",
+    "ECE: 15 bins; Gen. H: each half's images among all classes; AUROC: base images told from new ones (MCM)",
 ]
 
 
@@ -60,8 +65,8 @@ def methods(rows: list[Row], presets: tuple[str, ...]) -> dict[str, list[Row]]:
     """{method: its rows by one of these presets}, with what is the same by any recipe."""
     found = {}
     for row in rows:
-        if row.preset == "cached":
-            found.setdefault(f"{row.trainer}†", []).append(row)
+        if row.preset in ASIDE:
+            found.setdefault(row.trainer + ASIDE[row.preset], []).append(row)
         elif row.preset in presets:
             found.setdefault(row.trainer, []).append(row)
     for row in rows:
@@ -76,6 +81,7 @@ def line_of(name: str, row: Row, ours: Row | None, memory: str) -> dict:
     for key, column in (("train_s", "Train s"), ("memory_mb", memory)):
         line[key] = mean(row, column)
         line[f"{key}_ratio"] = over(line[key], ours and mean(ours, column))
+    line |= {name: mean(row, name) for name in SHOWN_BESIDE}
     return line | {"learned": row.learned or 0, "n": seeds_behind(row, ACCURACIES)}
 
 
@@ -87,9 +93,10 @@ def paper_cells(method: str, published: dict[tuple[str, str], float]) -> dict:
     return cells
 
 
-def columns(memory: str) -> list[list[str]]:
-    """Of a comparison's figure."""
+def columns(table: Table, memory: str) -> list[list[str]]:
+    """Of a comparison's figure; those beside accuracy where a row has them."""
     ours = [["method", "", "text"], ["base", "Base", "percent"], ["new", "New", "percent"], ["h", "H", "percent"]]
+    ours += [[name, BESIDE[name].replace(" ", "\n"), "percent"] for name in SHOWN_BESIDE if table.has(name)]
     ours += [["train_s", "Train s", "cost"], ["train_s_ratio", "ratio", "ratio"]]
     ours += [["memory_mb", memory, "cost"], ["memory_mb_ratio", "ratio", "ratio"]]
     ours += [["learned", "learned", "count"], ["n", "n", "number"]]
@@ -101,7 +108,7 @@ def compare(table: Table) -> list[dict]:
     """The figures of one base-to-new table: each of the paper's tables by each recipe, for each dataset."""
     published = Published().averages("base2new", "Average of 11")
     memory = memory_column(table)
-    found = []
+    heads, found = columns(table, memory), []
     for dataset, rows in group(table.rows, lambda row: row.name).items():
         for what, names in TABLES.items():
             for presets, recipe in RECIPES.items():
@@ -113,13 +120,22 @@ def compare(table: Table) -> list[dict]:
                         label = name if len(known[name]) == 1 else f"{name} ({row.config})"
                         lines.append(line_of(label, row, ours, memory) | paper_cells(name, published))
                 title = ", ".join((what, recipe, dataset, shots_name(table.shots), table.backbone))
-                found.append({"title": title, "columns": columns(memory), "rows": lines})
+                found.append(
+                    {
+                        "title": title,
+                        "columns": heads,
+                        "rows": [{key: line[key] for key, *_ in heads} for line in lines],
+                    }
+                )
     return found
 
 
 def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
     """The tables of a comparison's folder, for `layout` -> (figures, problems)."""
     runs, problems = read_folder(folder)
+    if any((run.file.parent / FILE).is_file() for run in runs):
+        runs, unjoined = add_joined(runs)
+        problems |= unjoined
     tables = [table for table in build_tables(runs) if table.protocol == "base2new"]
     found = [figure for table in tables for figure in compare(table)]
     return found + [with_extra()] * bool(found), problems

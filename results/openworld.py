@@ -18,7 +18,7 @@ from .gate import Broken
 from .read import BESIDE, SCORES, Run
 from .tables import Row, Table, accuracy_cells, shown, titled
 
-FILE = "logits.npz"
+FILE, FORMAT = "logits.npz", 1
 ARRAYS = {  # kind and number of dimensions
     **{"relative_logits": ("f", 2), "highest": ("f", 1), "labels": ("i", 1), "own": ("i", 1)},
     **{"images": ("U", 1), "classnames": ("U", 1), "about": ("U", 0)},
@@ -74,8 +74,8 @@ def check_arrays(arrays: dict[str, np.ndarray], about: object) -> None:
         raise Broken(f"{FILE} is not what a test writes: its arrays don't fit together")
     if np.isnan(arrays["relative_logits"]).any() or not np.isfinite(arrays["highest"]).all():
         raise Broken(f"{FILE} has logits that are no numbers")
-    if not isinstance(about, dict):
-        raise Broken(f"{FILE} doesn't say what was run")
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise Broken(f"{FILE} doesn't say what was run, or is of another version of this code: test again")
 
 
 def check_halves(base: Half, new: Half) -> None:

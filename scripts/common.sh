@@ -53,6 +53,7 @@ PREC=${PREC:-}        # fp32, bf16, amp ...: the trainer's own option; empty: as
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
 VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
 failed=
+newest=    # config file
 settings=  # what must stand before the commands that `attempt` remembers
 
 # fail CODE WORD...: one line on stderr, then the end.
@@ -150,7 +151,9 @@ place() {
 
 # finished: whether the run in $folder is over and no config is newer. train.py says the same, but takes seconds to start.
 finished() {
-  [ -e "$folder/result.json" ] && [ -z "$(find configs -name '*.yaml' -newer "$folder/result.json")" ]
+  [ -e "$folder/result.json" ] || return 1
+  newest=${newest:-$(find configs -name '*.yaml' -exec ls -t {} + | sed -n 1p)}  # found once for all runs
+  [ ! "$newest" -nt "$folder/result.json" ]
 }
 
 # trained STAGE DATASET SEED COMMAND: sets folder to that finished training, or stops and names the command for it.
@@ -194,6 +197,9 @@ run() {
   if [[ $OPTIONS == *[![:space:]]* ]]; then
     xargs true <<<"$OPTIONS" 2>/dev/null || fail 2 "Error: a quote is not closed in OPTIONS: $OPTIONS"
     while IFS= read -r word; do words+=("$word"); done < <(xargs printf '%s\n' <<<"$OPTIONS")
+  fi
+  if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' 2>/dev/null; then
+    fail 2 "Error: $PYTHON is no Python with PyTorch; set PYTHON to one that has what requirements.txt lists"
   fi
   "$PYTHON" train.py "${words[@]}" "$@"
 }

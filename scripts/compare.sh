@@ -14,7 +14,7 @@ export OUTPUT PYTHON PREC OPTIONS
 
 for seed in $SEEDS; do
   for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
-    for PRESET in ${PRESETS:-recommended matched cached}; do
+    for PRESET in ${PRESETS:-recommended matched cached uniform}; do
       export TRAINER PRESET
       settings="OUTPUT=$OUTPUT OPTIONS=$(quoted "$OPTIONS") TRAINER=$TRAINER PRESET=$PRESET "
       place base2new_train "$1" 1

@@ -5,6 +5,7 @@
 Needs PyYAML only; Snakemake's environment has it.
 """
 
+import functools
 import os
 import shlex
 import subprocess
@@ -24,11 +25,20 @@ RECENT = 20  # results that the estimate looks at
 
 @dataclass
 class Run:
-    """One run: where it leaves its result, what it reads, the command that makes it."""
+    """One run: where it leaves its result, the command that makes it, the files it reads, the training it tests."""
 
     result: str
     command: str
-    inputs: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> list[str]:
+        """What decides whether the result is up to date: of what it reads the newest file stands for all.
+
+        Snakemake spends a millisecond on every input of every run.
+        """
+        return [newest(tuple(self.reads)), *self.after]
 
 
 def check(config: dict) -> None:
@@ -45,15 +55,21 @@ def settings(config: dict) -> dict[str, str]:
     return {key.upper(): str(config[key]) for key in TEXTS if config.get(key)}
 
 
-def with_bases(file: str, seen: dict[str, None]) -> dict[str, None]:
-    """A config file, and those it is based on, as the keys of `seen`."""
+@functools.cache
+def newest(paths: tuple[str, ...]) -> str:
+    """The file that was changed last."""
+    return max(paths, key=lambda path: (ROOT / path).stat().st_mtime_ns)
+
+
+@functools.cache
+def with_bases(file: str) -> tuple[str, ...]:
+    """A config file, and those it is based on."""
     path = os.path.relpath(ROOT / file, ROOT)
-    if path not in seen:
-        seen[path] = None
-        bases = (yaml.safe_load((ROOT / path).read_text(encoding="utf-8")) or {}).get("_BASE_") or []
-        for base in [bases] if isinstance(bases, str) else bases:
-            with_bases(os.path.join(os.path.dirname(path), base), seen)
-    return seen
+    bases = (yaml.safe_load((ROOT / path).read_text(encoding="utf-8")) or {}).get("_BASE_") or []
+    found = [path]
+    for base in [bases] if isinstance(bases, str) else bases:
+        found += with_bases(os.path.normpath(os.path.join(os.path.dirname(path), base)))
+    return tuple(dict.fromkeys(found))
 
 
 def listed(config: dict) -> list[list[str]]:
@@ -75,7 +91,7 @@ def listed(config: dict) -> list[list[str]]:
 def runs(config: dict) -> dict[str, Run]:
     """{folder: its run}. Raises ValueError for a file that is no sweep."""
     check(config)
-    found, bases, trained = {}, {}, {}
+    found, trained = {}, {}
     for stage, dataset, seed, shots, trainer, preset, folder, *files in listed(config):
         folder = os.path.normpath(folder)
         variables = settings(config) | {"TRAINER": trainer, "PRESET": preset, "SHOTS": shots}
@@ -84,14 +100,12 @@ def runs(config: dict) -> dict[str, Run]:
         command = ["env", *assigned, "bash", f"scripts/protocols/{stage}.sh", *words]
         run = Run(f"{folder}/result.json", shlex.join(command))
         for file in (*files, f"configs/datasets/{dataset}.yaml", "configs/templates.yaml"):
-            if file not in bases:
-                bases[file] = list(with_bases(file, {}))
-            run.inputs += [path for path in bases[file] if path not in run.inputs]
+            run.reads += [path for path in with_bases(file) if path not in run.reads]
         same = (trainer, preset, shots, seed, dataset if stage.startswith("base2new") else "")
         if stage.endswith("_train"):
             trained[same] = run.result
         elif stage.endswith("_test"):
-            run.inputs.append(trained[same])
+            run.after.append(trained[same])
         found[folder] = run
     return found
 

@@ -2,7 +2,8 @@
 
 Two kinds of kills, both by SIGKILL. Before each single file operation (a file opened to be written, renamed or removed,
 a folder made) of runs that are forked from this process; and at random moments of processes of their own, some of them
-with workers. Without --trials that is every operation of every run, and 20 random moments.
+with workers. Without --trials that is every operation of every run, and 20 random moments. Then three runs at once in
+one folder.
 """
 
 import argparse
@@ -91,26 +92,36 @@ def differences(whole, found):
 # ---- before each file operation ----------------------------------------------------------------------------
 
 
-def forked(argv, work, kill_before=None):
-    """Run train.main in a child; -> (how it ended as a signal or exit code, its operations on files in `work`).
+def fork(argv, work, kill_before=None):
+    """Start train.main in a child; -> its process number, and the pipe by which it tells its operations in `work`.
 
     kill_before: the number of the operation that is not done any more.
     """
     reading, writing = os.pipe()
     child = os.fork()
-    if not child:
-        os.close(reading)
-        done = _watch(work, kill_before)
-        with open(os.devnull, "w") as nothing:
-            sys.stdout = sys.stderr = nothing
-            code = train.main(argv)
-        os.write(writing, json.dumps(done).encode())
-        os._exit(code)
-    os.close(writing)
+    if child:
+        os.close(writing)
+        return child, reading
+    os.close(reading)
+    done = _watch(work, kill_before)
+    with open(os.devnull, "w") as nothing:
+        sys.stdout = sys.stderr = nothing
+        code = train.main(argv)
+    os.write(writing, json.dumps(done).encode())
+    os._exit(code)
+
+
+def ended(child, reading):
+    """How a child ended, as a signal or an exit code, and its operations (None if it was killed)."""
     with open(reading, "rb") as pipe:
         told = pipe.read()
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), json.loads(told) if told else None
+
+
+def forked(argv, work, kill_before=None):
+    """Both in turn."""
+    return ended(*fork(argv, work, kill_before))
 
 
 def _watch(work, kill_before):
@@ -163,6 +174,19 @@ def before_operations(folder, whole, trials):
         shutil.rmtree(work)
 
 
+def at_once(folder, whole):
+    """The same command, and one with another option, while a run is at work; yields as before_operations."""
+    run, work = "every epoch kept", folder / "at once"
+    argv = command(folder, work, run)
+    children = [fork(argv, work)]
+    while not (work / "run/.lock").exists():
+        time.sleep(0.005)
+    children += [fork(words, work) for words in (argv, [*argv, "OPTIM.LR", "0.5"])]
+    codes = [ended(*child)[0] for child in children]
+    wrong = differences(whole[run][0], left(work)) if codes == [0, 0, 1] else ["-"]
+    yield f"one command twice and another at once: exit codes {codes}", wrong
+
+
 # ---- at random moments ---------------------------------------------------------------------------------------
 
 
@@ -208,19 +232,20 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # a fork has one thread
-    kills = wrong = 0
+    number = wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder).resolve()
         prepare(folder)
         whole = undisturbed(folder)
         moments = 20 if args.trials is None else -(-args.trials // 6)
         draw = random.Random(args.seed)
-        for kind in (before_operations(folder, whole, args.trials), at_random(folder, whole, moments, draw)):
+        trials = (before_operations(folder, whole, args.trials), at_random(folder, whole, moments, draw))
+        for kind in (*trials, at_once(folder, whole)):
             for told, names in kind:
-                kills += 1
+                number += 1
                 wrong += bool(names)
                 print(f"{told}: {'other bytes: ' + ', '.join(names) if names else 'the same bytes'}", flush=True)
-    print(f"{kills} kills, {kills - wrong} with the same bytes afterwards")
+    print(f"{number} trials, {number - wrong} with the same bytes at the end")
     return 1 if wrong else 0
 
 

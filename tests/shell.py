@@ -7,8 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# Records its arguments, "trains" by leaving a result.json, fails or is interrupted where the test says so.
+# Says that PyTorch is there, records its arguments, "trains" by leaving a result.json, fails or is interrupted where
+# the test says so.
 STAND_IN = """#!/usr/bin/env bash
+if [[ "$1" = -c && "$2" = *torch* ]]; then exit "${NO_TORCH:-0}"; fi
 echo "$*" >> "$CALLS"
 if [[ -n ${FAIL_ON:-} && "$*" == *$FAIL_ON* ]]; then echo "Error: said so" >&2; exit "${FAIL_CODE:-1}"; fi
 if [[ "$*" == *"-m venv"* ]]; then mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"; fi

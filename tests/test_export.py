@@ -26,7 +26,7 @@ from tests.readers import ONNX, OPEN_CLIP, TRANSFORMERS
 from tests.small_runs import CLASSES, train_once, write_images
 
 ROOT = Path(__file__).parents[1]
-TUNED = ["SkipTuning", "FinetuneCLIP", "CLIPLoRA", "ZeroshotCLIP"]
+TUNED = ["SkipTuning", "FinetuneCLIP", "CLIPLoRA", "ZeroshotCLIP", "CLIPSVD", "ProLIP"]
 OTHERS = ["CoOp", "MaPLe", "TipAdapter", "DePT"]  # learned texts, images with prompts, other logits, a head
 PAIRS = [  # pixels as CLIP's, and a cut that a tower of three blocks has
     *("INPUT.INTERPOLATION", "bicubic", "INPUT.PIXEL_MEAN", str(list(PIXEL_MEAN))),
@@ -139,6 +139,7 @@ def assert_a_child_gives_the_runs_logits(code, runs, cwd):
 
 def test_open_clip_gives_the_runs_logits(exported, expected, tmp_path):
     targets = {"SkipTuning": "hf", "FinetuneCLIP": "hf", "CLIPLoRA": "open_clip", "ZeroshotCLIP": "open_clip"}
+    targets |= {"CLIPSVD": "hf", "ProLIP": "hf"}
     runs = {exported(trainer, target): expected(trainer) for trainer, target in targets.items()}
     runs[exported("SkipTuning", "hf", backbone="bigg")] = expected("SkipTuning", "bigg")
     assert_a_child_gives_the_runs_logits(OPEN_CLIP, runs, tmp_path)

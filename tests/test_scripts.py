@@ -24,6 +24,14 @@ def test_script_is_valid_bash(script):
     assert subprocess.run(["bash", "-n", script], capture_output=True).stderr == b""
 
 
+def test_a_python_without_pytorch_is_one_line(shell):
+    for settings in ({"NO_TORCH": 1}, {"PYTHON": "/nowhere/python"}):
+        run = shell("skip/base2new_train.sh", "eurosat", "2", **settings)
+        assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+        assert "is no Python with PyTorch; set PYTHON to one that has what requirements.txt lists" in run.stderr
+    assert shell.calls == []
+
+
 def test_base2new_train_uses_the_base_classes_and_promptsrc_layout(shell):
     assert shell("skip/base2new_train.sh", "eurosat", "2").returncode == 0
     folder = "base2new/train_base/eurosat/shots_16/SkipTuning/vit_b16/seed2"

@@ -1,6 +1,7 @@
 """train.py: whole runs with the embedded model and dataset, and how bad input ends."""
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -170,6 +171,30 @@ def test_eval_only_with_other_weights_is_another_run(finished, tested, run):
     assert run(*EMBEDDED, "--output-dir", tested, *evaluation(finished)).code == 0
     done = run(*EMBEDDED, "--output-dir", tested, *evaluation("elsewhere"))
     assert done.code == 1 and "EVAL.MODEL_DIR" in done.err
+
+
+def test_a_finished_test_is_known_again_where_both_folders_were_moved(finished, tested, run, tmp_path):
+    for folder in (finished, tested):
+        shutil.copytree(folder, tmp_path / "moved" / folder.name)
+    record = tmp_path / "moved/tested/config.yaml"
+    record.write_text(record.read_text().replace(str(finished), f"/nowhere/{finished.name}"))
+    argv = [*EMBEDDED, "--output-dir", tmp_path / "moved/tested"]
+    assert "Finished before" in run(*argv, *evaluation(tmp_path / "moved" / finished.name)).out
+    assert "belongs to a run with other options (EVAL.MODEL_DIR" in run(*argv, *evaluation(finished)).err
+    loaded = train.load_trainer(tmp_path / "moved/tested")
+    assert torch.equal(loaded.logits(images(2)), train.load_trainer(finished).logits(images(2)))
+
+
+def test_another_spelling_of_a_path_is_the_same_run(finished, tested, run, monkeypatch, tmp_path):
+    argv = [*EMBEDDED, "--output-dir", tested]
+    monkeypatch.setenv("HOME", str(finished.parent))
+    for spelled in (
+        f"{finished}/",
+        f"{finished.parent}/./{finished.name}",
+        f"~/{finished.name}",
+        os.path.relpath(finished),
+    ):
+        assert "Finished before" in run(*argv, *evaluation(spelled)).out
 
 
 def test_load_epoch_picks_the_checkpoint(finished, run, tmp_path):

@@ -29,6 +29,7 @@ CLIP's class token, from which f_c0 comes. g_0 is computed once.
 """
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +155,7 @@ class MMRL(FrozenCLIP):
             self.texts = shallow_text(clip_model, tokens, self.omega)
         maps = (self.maps(tower.width, len(tower.resblocks) - self.omega) for tower in towers)
         tokens = random_vectors(options.N_REP_TOKENS, options.REP_DIM)
-        return Space(tokens, *maps, nn.ParameterList(self.projection(clip_model.visual.proj.detach().float().cpu())))
+        return Space(tokens, *maps, nn.ParameterList(self.projection(clip_model.visual.proj.detach())))
 
     def maps(self, width: int, number: int) -> nn.Module:
         """F_i of the `number` blocks of a tower of this width."""
@@ -163,7 +164,7 @@ class MMRL(FrozenCLIP):
     def projection(self, proj: Tensor) -> list[Tensor]:
         """What learns of the projection of the representation tokens, given CLIP's own for the class token (D, E)."""
         random = len(proj) ** -0.5 * torch.randn(proj.shape)
-        return [proj if self.options.PROJECTION == "copy" else random]
+        return [proj.float().clone() if self.options.PROJECTION == "copy" else random]
 
     def training_loader(self):
         options = self.options
@@ -251,7 +252,7 @@ class MMRL(FrozenCLIP):
         alpha = self.options.ALPHA
         if self.options.FUSION == "logits":
             return alpha * own + (1 - alpha) * rep
-        shares = torch.tensor([alpha, 1 - alpha], device=own.device).log()
+        shares = [math.log(share) if share else -math.inf for share in (alpha, 1 - alpha)]
         return torch.logaddexp(own.log_softmax(dim=-1) + shares[0], rep.log_softmax(dim=-1) + shares[1])
 
     def compare(self, image_features, class_features):

@@ -6,6 +6,9 @@ tower puts the classes. At test the classifier's rows stand for the classes it w
 by the tuned text tower (the paper's selective inference). Both stages have an optimizer's state and a cosine of their
 own, and the same values for all datasets.
 
+In the released code the norms in front of and behind a tower's blocks (ln_pre, ln_post, ln_final) are among those that
+learn, but get no gradient: NORMS "blocks" leaves them as they are, too.
+
 The paper's budget, M = 300 steps for each shot, is here in whole epochs (OPTIM.STEPS_PER_SHOT), and so is its split.
 The cosines go to 0, in the released code to 1e-6. Images that don't fill a batch are left out, there they make a
 smaller one. In stage 2 nothing in or before the towers learns, so the features of each epoch's views are extracted in
@@ -21,26 +24,30 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options
 from .parts.cache import FeatureCache, TrainingLoader
 from .parts.class_rows import columns, make_room
 from .parts.prompts import embed
 from .parts.towers import embed_images, pool_images, run_images
-from .parts.trainer import SHARE
+from .parts.trainer import SHARE, check_choice
 
 
 def extend_cfg(cfg):
     node = add_options(cfg, TwoSFS)
     node.SHARE = 0.6  # of the epochs for stage 1, the paper's alpha
+    node.NORMS = "all"  # that learn; or blocks: those in front of attention and MLP alone
 
 
 class Stages(nn.Module):
     """What both stages learn: CLIP's own LayerNorms, and the classifier (C, E), which is 0 before stage 2."""
 
-    def __init__(self, clip_model, num_classes):
+    def __init__(self, clip_model, num_classes, choice):
         super().__init__()
-        self.norms = nn.ModuleList(part for part in clip_model.modules() if isinstance(part, nn.LayerNorm))
+        towers = [clip_model.visual.transformer, clip_model.transformer] if choice == "blocks" else [clip_model]
+        norms = [part for tower in towers for part in tower.modules() if isinstance(part, nn.LayerNorm)]
+        self.norms = nn.ModuleList(norms)
         self.norms.requires_grad_(True)
         self.classifier = nn.Parameter(torch.zeros(num_classes, clip_model.text_projection.shape[1]))
         self.register_buffer("second", torch.tensor(False))  # whether stage 2 has begun
@@ -53,11 +60,19 @@ class TwoSFS(FrozenCLIP):
     use = "clip_lora"
     per_step = True
 
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        check_choice("TWOSFS", cfg.TRAINER.TWOSFS, "NORMS", ("all", "blocks"))
+        if cfg.OPTIM.LR_SCHEDULER != "cosine" or cfg.OPTIM.WARMUP_EPOCH > 0:
+            raise UserError(
+                "TwoSFS has a cosine in each stage and no warm-up: set OPTIM.LR_SCHEDULER cosine, OPTIM.WARMUP_EPOCH -1"
+            )
+
     def build(self):
         self.texts = embed(self.clip_model, [self.template().format(name) for name in self.classnames])
         self.trained = self.classnames  # whose rows the classifier has
         self.first_epochs = round(self.options.SHARE * self.max_epoch)
-        return Stages(self.clip_model, len(self.classnames))
+        return Stages(self.clip_model, len(self.classnames), self.options.NORMS)
 
     def schedule(self, optim_cfg, steps):
         first, last = self.first_epochs * steps, self.max_epoch * steps

@@ -1,5 +1,9 @@
 """From a dataset to loaders of batches."""
 
+import os
+import socket
+import tempfile
+
 import torch
 from PIL import Image
 from tabulate import tabulate
@@ -82,6 +86,21 @@ class DatasetWrapper(Dataset):
         return images[0] if self.k_tfm == 1 else images
 
 
+def check_room(worker):
+    """Called in each worker: UserError where it can't make what it hands images over by, a socket in a new folder.
+
+    PyTorch would wait for its images for ever.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="pymp-") as folder, socket.socket(socket.AF_UNIX) as channel:
+            channel.bind(os.path.join(folder, "listener-12345678"))
+    except OSError as error:
+        raise UserError(
+            f"The workers that read images can't use {tempfile.tempdir} ({error.strerror or error}): make room there,"
+            " set TMPDIR to another folder, or DATALOADER.NUM_WORKERS 0"
+        ) from error
+
+
 def build_data_loader(
     cfg,
     sampler_type="SequentialSampler",
@@ -107,6 +126,7 @@ def build_data_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        worker_init_fn=check_room if hasattr(socket, "AF_UNIX") else None,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,12 +37,35 @@ _FREE = (
 )
 
 
+# Options that may be paths, which have more than one spelling.
+_PATHS = ("DATASET.IMAGES", "DATASET.CLASSNAMES", "EVAL.MODEL_DIR", "MODEL.BACKBONE.NAME")
+
+
+def meant(text):
+    """The absolute path of what is called so, if there is such a file or folder; else the text itself."""
+    path = os.path.expanduser(text)
+    return os.path.abspath(path) if text and os.path.exists(path) else text
+
+
+def where_it_is(model_dir, output_dir):
+    """`model_dir`, or where it has gone if it was moved together with the output folder of its test."""
+    if os.path.isdir(model_dir):
+        return model_dir
+    folder, parts = Path(output_dir).absolute(), Path(model_dir).parts
+    for parent in folder.parents:
+        for start in range(1, len(parts)):
+            found = parent.joinpath(*parts[start:])
+            if found != folder and (found / "config.yaml").is_file():
+                return str(found)
+    return model_dir
+
+
 def describe(trainer):
     """What a checkpoint was trained with: the `meta` entry."""
     cfg = trainer.cfg
     return {
         "trainer": cfg.TRAINER.NAME,
-        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "backbone": meant(cfg.MODEL.BACKBONE.NAME),
         "dataset": cfg.DATASET.NAME,
         "subsample": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
         "shots": cfg.DATASET.NUM_SHOTS,
@@ -92,7 +116,7 @@ def _elsewhere(directory, name):
 
 def check_meta(path, theirs, ours):
     """UserError for a checkpoint of another backbone, other fixed options, or part of another dataset's classes."""
-    if theirs["backbone"] != ours["backbone"]:
+    if meant(theirs["backbone"]) != ours["backbone"]:
         raise UserError(
             f'"{path}" was trained with the backbone {theirs["backbone"]}, this run uses {ours["backbone"]};'
             f" set MODEL.BACKBONE.NAME or choose another --model-dir"
@@ -117,14 +141,18 @@ def check_meta(path, theirs, ours):
 
 
 def identity(cfg):
-    """The options that decide the result, as YAML."""
+    """The options that decide the result, as YAML; paths are absolute."""
     flat = {key: value for key, value in flatten(cfg).items() if key not in _FREE}
+    flat |= {key: meant(flat[key]) for key in _PATHS if key in flat}
     return yaml.safe_dump(json.loads(json.dumps(flat, default=str)))  # plain types: no tuples, no devices
 
 
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
     old, new = _parsed(path, theirs), yaml.safe_load(identity(cfg))
+    old |= {key: meant(str(old[key])) for key in _PATHS if key in old}
+    if old.get("EVAL.MODEL_DIR"):
+        old["EVAL.MODEL_DIR"] = where_it_is(old["EVAL.MODEL_DIR"], cfg.OUTPUT_DIR)
     if new.get("OPTIM.STEPS_PER_SHOT", 0) > 0:  # MAX_EPOCH follows from it
         old.pop("OPTIM.MAX_EPOCH", None)
         new.pop("OPTIM.MAX_EPOCH")

@@ -1,4 +1,4 @@
-from .command import Parser, exit_code
+from .command import Parser, any_console, exit_code
 from .errors import MissingFile, UnknownName, UserError, complete
 from .files import write_atomic, write_json
 from .images import read_image
@@ -40,6 +40,7 @@ __all__ = [
     "Registry",
     "UnknownName",
     "UserError",
+    "any_console",
     "check_availability",
     "check_isfile",
     "collect_env_info",

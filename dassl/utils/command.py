@@ -17,6 +17,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def any_console():
+    """What the console or file that is written to can't show is shown by its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_code(run, interrupted, *, after_os_error="", traceback_to=None, error_code=1):
     """What `run()` returns (None: 0); `error_code` after bad input, 1 after a bug, 130 after Ctrl-C.
 
@@ -24,6 +31,7 @@ def exit_code(run, interrupted, *, after_os_error="", traceback_to=None, error_c
     after_os_error: the same for a full disk, a folder without rights and the like.
     traceback_to: file for the traceback of an unexpected error, which is then one line on stderr; None: it is raised.
     """
+    any_console()
     try:
         return run() or 0
     except KeyboardInterrupt:

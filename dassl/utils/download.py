@@ -11,13 +11,16 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
+from time import monotonic
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
 from .errors import UserError
 
-TRIES = 4  # failures in a row without a new byte
+TRIES = 4  # connections in a row that brought less than ENOUGH
+ENOUGH = 1 << 16  # bytes
+SLOWEST = 1000  # bytes a second, after TIMEOUT
 WAIT_SECONDS = 1.0  # before the second try; doubles from try to try
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait (Retry-After)
 TIMEOUT = 30.0  # seconds without a byte
@@ -48,7 +51,7 @@ def download_file(url, target, fault):
         except (OSError, HTTPException) as error:
             if getattr(error, "code", None) == 416 and size:  # nothing behind byte `size`: `fault` judges
                 break
-            failures = 1 if part.exists() and part.stat().st_size > size else failures + 1
+            failures = 1 if part.exists() and part.stat().st_size >= size + ENOUGH else failures + 1
             pause = _pause(error, failures)
             if failures == TRIES or not _may_pass(error) or pause > LONGEST_WAIT:
                 wish = f", it asks to be left alone for {pause:.0f} s" if pause > LONGEST_WAIT else ""
@@ -76,12 +79,13 @@ def _append_rest(url, part, size):
     """Append to `part` what `url` holds behind byte `size`; start anew where the server can't do that."""
     request = Request(url, headers=_HEADERS | ({"Range": f"bytes={size}-"} if size else {}))
     with build_opener(_KeepHttps).open(request, timeout=TIMEOUT) as response:
+        begun = monotonic()
         done = size if getattr(response, "status", None) == 206 else 0
         if not response.headers.get("Content-Range", f"bytes {done}-").startswith(f"bytes {done}-"):
             part.unlink(missing_ok=True)
             raise ConnectionError("the server sent another range than the one asked for")
         length = getattr(response, "length", None)  # of what is still to come; a file:// answer has none
-        total = done + length if length else None
+        start, total = done, done + length if length else None
         block = response.read1(BLOCK)  # what has arrived: a full read would lose it when the connection stalls
         if not done:
             _refuse_page(url, response.headers.get("Content-Type", ""), block)  # before `part` is overwritten
@@ -90,6 +94,8 @@ def _append_rest(url, part, size):
             while block:
                 done += out.write(block)
                 bar.update(len(block))
+                if done - start < SLOWEST * (monotonic() - begun - TIMEOUT):
+                    raise ConnectionError(f"it sends less than {SLOWEST:,} bytes a second")
                 block = response.read1(BLOCK)
     if total and done < total:
         raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")

@@ -2,13 +2,24 @@
 
 import os
 import struct
+import threading
+from contextlib import nullcontext
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import MissingFile, UserError
 
-MAX_PIXELS = 100_000_000  # 300 MB in RGB; several workers decode at once
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()  # in every process that decodes, also in workers that are not forked
+except ImportError:
+    pass
+
+MAX_PIXELS = 100_000_000  # 300 MB in RGB
+LARGE = 20_000_000  # pixels; threads decode such images one after the other
+_one_large = threading.Lock()
 _UNREADABLE = (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error, Image.DecompressionBombError)
 
 
@@ -27,8 +38,9 @@ def read_image(path, exif_transpose=False):
         image = Image.open(path)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-        image.load()
-        return _rgb(ImageOps.exif_transpose(image) if exif_transpose else image)
+        with _one_large if image.width * image.height > LARGE else nullcontext():
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image) if exif_transpose else image)
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(f'Cannot read the image "{path}" ({reason}); copy or download it again') from error

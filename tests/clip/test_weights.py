@@ -62,7 +62,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, near):
 
 
 def test_a_resnet_is_refused_with_the_reason():
-    with pytest.raises(WeightsError, match="RN50 not found.*only ViT backbones"):
+    with pytest.raises(WeightsError, match="RN50 not found.*take one of these ViTs"):
         clip.load("RN50")
 
 

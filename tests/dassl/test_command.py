@@ -1,6 +1,7 @@
 """How a command line ends: its exit code and what stands on stderr."""
 
 import io
+import sys
 
 import pytest
 
@@ -56,3 +57,10 @@ def test_a_bug_is_raised_where_nobody_asks_for_its_traceback():
     with pytest.raises(RuntimeError, match="a bug"):
         exit_code(failing(RuntimeError("a bug")), "again")
     assert exit_code(failing(UserError("a")), "again") == exit_code(failing(OSError("b")), "again") == 1
+
+
+def test_a_console_that_cannot_show_a_character_gets_its_number(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert exit_code(lambda: print("\u65e5"), "again") == 0
+    assert written.getvalue() == b"\\u65e5\n"

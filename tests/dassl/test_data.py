@@ -1,6 +1,7 @@
 import os
 import pickle
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -229,3 +230,20 @@ def test_every_offered_transform_gives_a_tensor_of_the_size(cfg):
     assert build_transform(cfg, is_train=False, choices=[])(image).shape == (3, 24, 16)
     cfg.INPUT.NO_TRANSFORM = True
     assert build_transform(cfg) is None
+
+
+def test_workers_that_have_no_room_for_temporary_files_are_one_line_instead_of_a_wait_for_ever(cfg, monkeypatch):
+    cfg.DATALOADER.NUM_WORKERS = 1
+    loader = DataManager(cfg).train_loader_x
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    advice = r"can't use /proc/nowhere \(.*\): make room there, set TMPDIR .*NUM_WORKERS 0$"
+    with pytest.raises(UserError, match=advice):
+        next(iter(loader))
+
+
+def test_a_label_far_beyond_the_classes_takes_no_memory(items, tmp_path):
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r'No training image for class 3 "\?", 4 "\?", 5 "\?" and 99999995 more'):
+        DatasetBase(train_x=items, test=[Datum(items[0].impath, 10**8, classname="far")])
+    assert tracemalloc.get_traced_memory()[1] < 10e6  # bytes
+    tracemalloc.stop()

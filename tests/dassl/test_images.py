@@ -1,6 +1,8 @@
 """Images of every kind as RGB, and what cannot be one."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -97,3 +99,23 @@ def test_pipes_and_folders_are_no_images(tmp_path):
     for path in (tmp_path / "pipe.png", tmp_path):
         with pytest.raises(UserError, match="not a plain file"):
             read_image(path)
+
+
+def test_large_images_are_decoded_one_after_the_other(tmp_path, monkeypatch):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    at_work, most = [], []
+
+    def load(image):
+        at_work.append(image)
+        most.append(len(at_work))
+        time.sleep(0.01)
+        at_work.pop()
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    monkeypatch.setattr(images, "_rgb", lambda image: image)
+    for large, together in ((255, 1), (256, 4)):
+        monkeypatch.setattr(images, "LARGE", large)
+        most.clear()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(read_image, [tmp_path / "a.png"] * 8))
+        assert (max(most) == 1) == (together == 1)

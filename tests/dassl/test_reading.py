@@ -15,7 +15,8 @@ DEEP = 200_000
         (b"", "line 1 column 1"),
         (b"{", "line 1"),
         (b'{"a": 1,\n "b" 2}', "line 2 column 6"),
-        (b"<html>", "is not JSON"),
+        (b"<html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ('{"a": 1}'.encode("utf-16"), "is not UTF-8"),
         (b'{"a": "\xff"}', "is not UTF-8 (byte 7)"),
         (b"[" * DEEP + b"]" * DEEP, "nested too deep"),
@@ -41,7 +42,9 @@ def test_what_is_no_json_is_named(tmp_path, content, part):
         ("a: 1".encode("utf-16"), "is not UTF-8"),
         (b"A: {B: 1}\nC: 2\nA: {D: 1}", "A stands twice in one group (line 3)"),
         (b"A: {B: 1, B: 2}", "B stands twice"),
-        (b"[" * 20_000, "is not YAML"),
+        (b"[" * DEEP, "is not YAML that can be read: it is nested too deep"),
+        (b"- " * DEEP, "is not YAML that can be read: it is nested too deep"),
+        (b"? " * DEEP, "is not YAML"),
     ],
 )
 def test_what_is_no_yaml_or_says_a_thing_twice_is_named(tmp_path, content, part):

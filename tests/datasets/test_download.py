@@ -1,5 +1,6 @@
 """One file from a server on this machine: broken off, slow, busy, redirected, or another one than was asked for."""
 
+import itertools
 import types
 
 import pytest
@@ -25,6 +26,26 @@ def test_a_good_answer_is_stored_under_its_name(server, tmp_path):
 def test_truncated_answers_are_taken_up_where_they_ended(server, tmp_path):
     get(server.put("file", CONTENT, {"cut": 1000}, {"cut": 500}), tmp_path / "file")
     assert server.ranges("file") == [None, "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_server_that_sends_one_byte_a_connection_is_given_up(server, tmp_path):
+    with pytest.raises(UserError, match=r"the connection ended after 4 of 256,000 bytes\): run again to go on"):
+        get(server.put("file", CONTENT, *[{"cut": 1}] * 20), tmp_path / "file")
+    assert server.ranges("file") == [None, "bytes=1-", "bytes=2-", "bytes=3-"]
+
+
+def test_connections_that_bring_something_are_taken_up_as_often_as_it_takes(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloader, "ENOUGH", 1000)
+    get(server.put("file", CONTENT, *[{"cut": 20_000}] * 9), tmp_path / "file")
+    assert len(server.log) == 10
+
+
+def test_a_connection_that_drips_is_given_up(server, tmp_path, monkeypatch):
+    hours = itertools.count(step=3600)
+    monkeypatch.setattr(downloader, "monotonic", lambda: next(hours))
+    with pytest.raises(UserError, match="it sends less than 1,000 bytes a second"):
+        get(server.put("file", CONTENT, *[{"cut": 1}] * 9), tmp_path / "file")
+    assert len(server.log) == 4
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_start(server, tmp_path):

@@ -1,5 +1,6 @@
 """The comparison's tables, from planted runs."""
 
+import json
 import re
 import statistics
 
@@ -65,6 +66,21 @@ def test_cached_presets_are_the_papers_daggers(plant_run, tmp_path, compare):
     assert cells[0] == "75.00" and cells[6] == "0.20x" and cells[-5:] == ["82.66", "75.56", "78.95", "0.48x", "0.17x"]
 
 
+def test_numbers_beside_accuracy_have_columns_where_there_are_any(plant_run, tmp_path):
+    files = plant_run(tmp_path, 80.0, 60.0)
+    plant_run(tmp_path, 70.0, 60.0, trainer="CoOp")
+    keys = [key for key, *_ in comparison.figures(tmp_path)[0][0]["columns"]]
+    assert not set(comparison.SHOWN_BESIDE) & set(keys)
+    for file in files:
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": {"ece15": 2.5}}))
+    figures, problems = comparison.figures(tmp_path)
+    lines = {line["method"]: line for line in figures[0]["rows"]}
+    assert (lines["SkipTuning"]["ece15_base"], lines["CoOp"]["ece15_base"]) == (2.5, None) and not problems
+    assert ["ece15_new", "ECE\nnew", "percent"] in figures[0]["columns"] and "gen_h" not in lines["CoOp"]
+    (files[0].parent / "logits.npz").write_bytes(b"")
+    assert any("is damaged" in why for why in comparison.figures(tmp_path)[1].values())
+
+
 def test_published_numbers_with_extra_input_are_a_table_of_their_own(plant_run, tmp_path, capsys):
     plant_run(tmp_path, 80.0, 60.0)
     figures, _ = comparison.figures(tmp_path)
@@ -75,6 +91,15 @@ def test_published_numbers_with_extra_input_are_a_table_of_their_own(plant_run, 
     assert {row["extra"] for row in figures[-1]["rows"]} == {"text", "teacher"}
     places = {name for names in comparison.TABLES.values() for name in names}
     assert not places & {row["method"] for row in figures[-1]["rows"]}
+
+
+def test_what_is_not_told_the_new_classes_has_a_row_beside_what_is(plant_run, tmp_path, compare):
+    plant_run(tmp_path, 80.0, 60.0)
+    plant_run(tmp_path, 75.0, 55.0, trainer="MMRL", learned=512)
+    for file in plant_run(tmp_path, 70.0, 58.0, trainer="MMRL", config="embedded_uniform", learned=512):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol": "base2new", "preset": "uniform"}))
+    table = compare()[1][OWN]
+    assert (table["MMRL"][0], table["MMRL, uniform"][0]) == ("75.00", "70.00")
 
 
 def test_every_published_row_of_both_tables_has_its_place():

@@ -25,7 +25,9 @@ def arrays(part, **said):
     logits = SCALE * draw.normal(0.2, 0.1, (30, CLASSES))
     logits[np.arange(30), labels] += 3
     highest = logits.max(axis=1)
-    about = dict(trainer="CoOp", dataset="Emoji", subsample=part, shots=5, seed=1, split="a" * 64, tested="test")
+    about = dict(
+        format=1, trainer="CoOp", dataset="Emoji", subsample=part, shots=5, seed=1, split="a" * 64, tested="test"
+    )
     about |= dict(backbone="tiny", preset="", weights="w", options={"TRAINER.N_CTX": 4}, logit_scale=SCALE)
     return {
         **{"relative_logits": (logits - highest[:, None]).astype(np.float16), "highest": highest.astype(np.float32)},
@@ -150,6 +152,7 @@ class TestRefusals:
             ("highest", np.zeros(29, np.float32), "don't fit together"),
             ("highest", np.full(30, np.nan, np.float32), "no numbers"),
             ("about", np.array("[]"), "doesn't say what was run"),
+            ("about", np.array('{"format": 2}'), "or is of another version of this code"),
             ("about", np.array("{"), "is damaged"),
             ("classnames", np.array(["a", None]), "is damaged"),  # a pickle, which isn't opened
         ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweeps.runs import ROOT, progress, runs
+from sweeps.runs import ROOT, Run, progress, runs, with_bases
 
 SWEEPS = {file.stem: yaml.safe_load(file.read_text()) for file in ROOT.glob("sweeps/*.yaml")}
 
@@ -34,11 +34,32 @@ def test_runs_lie_where_the_scripts_put_them_and_start_by_their_verbs():
 
 def test_a_run_reads_its_files_and_those_they_are_based_on():
     (train, _) = runs(small(presets=["matched"])).values()
-    assert set(train.inputs) == {
+    assert set(train.reads) == {
         *("configs/trainers/CoOp/vit_b16.yaml", "configs/base/vit_b16.yaml", "configs/base/warmup.yaml"),
         *("configs/overlays/base2new.yaml", "configs/overlays/matched.yaml"),
         *("configs/datasets/dtd.yaml", "configs/templates.yaml"),
     }
+
+
+def test_the_newest_of_its_files_decides_whether_a_result_is_up_to_date(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.runs.ROOT", tmp_path)
+    for name, time in (("a.yaml", 3), ("b.yaml", 9), ("c.yaml", 6)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time, time))
+    assert Run("r", "c", ["a.yaml", "b.yaml", "c.yaml"], ["trained/result.json"]).inputs == [
+        "b.yaml",
+        "trained/result.json",
+    ]
+    assert Run("r", "c", ["a.yaml", "c.yaml"]).inputs == ["c.yaml"]
+
+
+def test_4700_runs_read_no_file_twice_and_give_snakemake_little_to_look_at(monkeypatch):
+    with_bases.cache_clear()
+    read, load = [], yaml.safe_load
+    monkeypatch.setattr(yaml, "safe_load", lambda text: read.append(text) or load(text))
+    found = runs(SWEEPS["table1"] | {"seeds": list(range(1, 14))})
+    assert len(found) > 4700 and len(read) == len({file for run in found.values() for file in run.reads})
+    assert max(len(run.inputs) for run in found.values()) == 2
 
 
 def test_transfer_waits_for_its_training():

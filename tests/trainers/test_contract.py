@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -89,6 +90,20 @@ def whole(request, make_trainer_in, tmp_path_factory):
     return SimpleNamespace(method=method, folder=folder, trainer=trainer, before=before)
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def halves(request, make_trainer_in, tmp_path_factory):
+    """A method's `trainers` for base, new and all classes, all with the weights of the first; `method`, `folder`."""
+    method, folder, trainers = request.param, tmp_path_factory.mktemp("halves"), {}
+    for classes in ("base", "new", "all"):
+        options = (*SHORT, *METHODS[method].opts, "DATASET.SUBSAMPLE_CLASSES", classes)
+        trainers[classes] = make_trainer_in(folder / classes, method, *options)
+        if classes == "base":
+            trainers[classes].train()
+        else:
+            trainers[classes].load_model(str(folder / "base"))
+    return SimpleNamespace(method=method, folder=folder, trainers=trainers)
+
+
 whole_learner = pytest.mark.parametrize("whole", LEARNERS, indirect=True)
 
 
@@ -159,45 +174,27 @@ def test_what_was_saved_gives_the_same_logits_when_loaded(whole, make):
     assert torch.equal(logits(whole.trainer, images), logits(loaded, images))
 
 
-@pytest.mark.parametrize("method", LEARNERS)
-def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_there(method, make, tmp_path):
-    def trainer(classes):
-        return make(method, "DATASET.SUBSAMPLE_CLASSES", classes, "OUTPUT_DIR", str(tmp_path / classes))
-
-    trained = trainer("base")
-    trained.train()
-    images, found = torch.randn(3, 3, 32, 32), {}
-    found["base"] = logits(trained, images)
-    for classes in ("new", "all"):
-        loaded = trainer(classes)
-        loaded.load_model(str(tmp_path / "base"))
-        found[classes] = logits(loaded, images)
+def test_what_the_base_classes_taught_serves_the_new_ones_whatever_others_are_there(halves):
+    images = torch.randn(3, 3, 32, 32)
+    found = {classes: logits(trainer, images) for classes, trainer in halves.trainers.items()}
     apart = torch.cat([found["base"], found["new"]], dim=1)
-    compared = slice(4 if METHODS[method].exclusive else 0, None)
+    compared = slice(4 if METHODS[halves.method].exclusive else 0, None)
     torch.testing.assert_close(found["all"][:, compared], apart[:, compared], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_logits_that_both_halves_keep_are_those_of_one_model_of_all_classes(method, make, tmp_path):
-    def trainer(classes):
-        return make(method, "DATASET.SUBSAMPLE_CLASSES", classes, "OUTPUT_DIR", str(tmp_path / classes))
-
-    trained, tested, whole = map(trainer, ("base", "new", "all"))
-    trained.train()
-    save_logits(trained, str(tmp_path / "base"))
-    tested.load_model(str(tmp_path / "base"))
-    tested.test()
-    save_logits(tested, str(tmp_path / "base"))
-    whole.load_model(str(tmp_path / "base"))
-    (batch,) = whole.test_loader
-    expected = logits(whole, batch["img"]).double().numpy()
-    halves = [openworld.read_half(tmp_path / classes) for classes in ("base", "new")]
-    openworld.check_halves(*halves)
-    found = np.concatenate([half.logits for half in halves])
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
-    assert np.concatenate([half.labels for half in halves]).tolist() == batch["label"].tolist()
-    for run, half in zip((trained, tested), halves, strict=True):
-        if run is tested or not METHODS[method].exclusive:
+def test_the_logits_that_both_halves_keep_are_those_of_one_model_of_all_classes(halves):
+    (batch,) = halves.trainers["all"].test_loader
+    expected = logits(halves.trainers["all"], batch["img"]).double().numpy()
+    kept, runs = [], [halves.trainers[classes] for classes in ("base", "new")]
+    for run in runs:
+        run.test()
+        save_logits(run, str(halves.folder / "base"))
+        kept.append(openworld.read_half(Path(run.output_dir)))
+    openworld.check_halves(*kept)
+    np.testing.assert_allclose(np.concatenate([half.logits for half in kept]), expected, rtol=1e-3, atol=1e-2)
+    assert [*kept[0].labels, *kept[1].labels] == batch["label"].tolist()
+    for run, half in zip(runs, kept, strict=True):
+        if run is runs[1] or not METHODS[halves.method].exclusive:
             assert openworld.right(half, half.own).sum() == run.evaluator.correct
 
 

@@ -152,10 +152,13 @@ def test_read_outs_are_the_class_token_or_both_mixed_as_logits_or_probabilities(
     assert_close(read_out(trainer, image, "both", "probabilities").exp().sum(dim=-1), torch.ones(3))
 
 
-def test_probabilities_that_are_zero_but_for_rounding_are_no_infinite_logits(trainer):
-    trainer.cfg.TRAINER[type(trainer).__name__.upper()].FUSION = "probabilities"
-    far = torch.tensor([[300.0, 0.0]])
+def test_probabilities_mixed_are_no_infinite_logits_and_may_have_one_share(trainer):
+    options = trainer.cfg.TRAINER[type(trainer).__name__.upper()]
+    options.FUSION = "probabilities"
+    near, far = torch.tensor([[1.0, 0.0]]), torch.tensor([[300.0, 0.0]])
     assert torch.isfinite(trainer.fuse(far, far)).all()
+    options.ALPHA = 1.0
+    assert_close(trainer.fuse(near, far), near.log_softmax(dim=-1))
 
 
 def test_who_is_told_mixes_where_dataset_and_all_classes_are_those_of_the_training(make_trainer, tmp_path):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from clip import clip
-from trainers import tip_adapter
+from trainers import frozen
 
 PLAIN = ("INPUT.TRANSFORMS", '["normalize"]')
 BOTH = pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF"])
@@ -122,7 +122,7 @@ def test_a_saved_cache_serves_old_classes_and_leaves_new_ones_to_clip(method, ma
 
 
 def test_of_several_templates_the_unit_features_are_averaged(make_trainer, random_clip, monkeypatch):
-    monkeypatch.setattr(tip_adapter, "template", lambda dataset, use: ["a {}.", "itap of the {}."])
+    monkeypatch.setattr(frozen, "template", lambda dataset, use: ["a {}.", "itap of the {}."])
     trainer = make_trainer("TipAdapter")
     with torch.no_grad():
         rows = [

@@ -67,7 +67,8 @@ class TrainingLoader:
         self.seed = seed
         self.single_class = single_class and int(self.labels.bincount().max()) >= self.batch_size
         self.epoch = 0
-        self._options = {name: getattr(loader, name) for name in ("num_workers", "pin_memory", "collate_fn")}
+        kept = ("num_workers", "pin_memory", "collate_fn", "worker_init_fn")
+        self._options = {name: getattr(loader, name) for name in kept}
 
     def start_epoch(self, epoch: int, last: bool = False) -> None:
         """Make `epoch` (from 0) the one that iterating goes through."""
