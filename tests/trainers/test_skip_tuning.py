@@ -291,7 +291,7 @@ def test_names_are_set_into_the_prompt_with_spaces(make_trainer, monkeypatch):
         ("TRAINER.SKIPTUNING.TEMPLATE", "a photo", "prompt 'a photo': it needs one {}"),
         ("TRAINER.SKIPTUNING.TEMPLATES.Pictures", "{} {}", "prompt '{} {}': it needs one {}"),
         ("TRAINER.SKIPTUNING.R", "-1", "R is -1.0: it must be a number above 0 to 1"),
-        ("DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "this trainer draws its batches at random itself"),
+        ("DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "leave it out, batches are drawn here"),
         ("INPUT.SIZE", "(224, 224)", r"needs INPUT.SIZE \(32, 32\)"),
     ],
 )
