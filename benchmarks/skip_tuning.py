@@ -62,7 +62,7 @@ def matmul_rates(rounds):
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(size, size, dtype=dtype)
         rows[name] = lambda a=a: a @ a
-    return {name: 2 * size**3 / taken for name, taken in interleaved(rows, 5 * rounds).items()}
+    return {name: 2 * size**3 / taken for name, taken in interleaved(rows, rounds, measured=5).items()}
 
 
 def image_rates(bench, trainers, rounds):
