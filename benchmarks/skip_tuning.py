@@ -24,6 +24,7 @@ BATCH, EPOCHS = 4, 20  # of the whole run: the recommended preset, base-to-new
 FT, BOTH = "FT plain", "both plain"
 PLAIN = {FT: (0, 1.0), "LSkip only, plain": (6, 1.0), "CSkip only, plain": (0, 0.5), BOTH: (6, 0.5)}  # omega, r
 EXACT = {"both exact": "fp32", "both exact, bf16": "bf16"}
+MATRIX = 2048  # rows and columns of the products that rates are measured with
 FITS = 100  # classes up to which rows that keep all of them are measured; beyond, their cost is a straight line
 
 
@@ -57,12 +58,11 @@ def exact_step(bench, trainer, classes):
 
 def matmul_rates(rounds):
     """{dtype name: floating-point operations per second of a large matrix product}."""
-    size = 2048
     rows = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(size, size, dtype=dtype)
+        a = torch.randn(MATRIX, MATRIX, dtype=dtype)
         rows[name] = lambda a=a: a @ a
-    return {name: 2 * size**3 / taken for name, taken in interleaved(rows, rounds, measured=5).items()}
+    return {name: 2 * MATRIX**3 / taken for name, taken in interleaved(rows, rounds, measured=5).items()}
 
 
 def image_rates(bench, trainers, rounds):

@@ -15,6 +15,7 @@ from trainers.parts.cskip import keep_probability
 def result(tmp_path_factory, small_shape):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "STEADY", (0, 1))
+        patch.setattr(bench, "MATRIX", 128)  # a large one takes long in bf16 on CPUs without it
         return bench.run(small_shape, tmp_path_factory.mktemp("bench"), [6, 12, 200], rounds=1)
 
 
