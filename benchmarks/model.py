@@ -108,4 +108,4 @@ def prepare(make):
         run()
     with LiveTensors() as live:
         run()
-    return run, float(counter.get_total_flops()), (live.peak - before.now) / 1e6
+    return run, counter.get_total_flops(), (live.peak - before.now) / 1e6

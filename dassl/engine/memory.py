@@ -16,8 +16,8 @@ class LiveTensors(TorchDispatchMode):
     """The bytes of all tensors alive at once inside `with`: `now`, and the highest they were, `peak`.
 
     Counted are the storages that PyTorch's CPU allocator made: those of tensors that exist on entry and those that
-    operations return, each once, until they are freed. Not counted are what a kernel needs for itself and memory that
-    is not PyTorch's own, such as a mapped file.
+    operations return, each once, until they are freed. Not counted are what a kernel needs for itself, memory that is
+    not PyTorch's own, such as a mapped file, and tensors that only pretend to be on the CPU, as exports leave them.
     """
 
     def __enter__(self):
@@ -38,7 +38,7 @@ class LiveTensors(TorchDispatchMode):
 
     def hold(self, tensor):
         storage = tensor.untyped_storage()
-        if tensor.device.type == "cpu" and storage.resizable() and storage not in self.storages:
+        if storage.device.type == "cpu" and storage.resizable() and storage not in self.storages:
             self.storages.add(storage)
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)

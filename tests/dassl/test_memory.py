@@ -6,6 +6,8 @@ import mmap
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from dassl.engine.memory import STEPS, LiveTensors, PeakMemory, peak_rss_mb
 
@@ -47,6 +49,16 @@ def test_tensors_that_exist_on_entry_count_once_whatever_shares_their_storage():
     with LiveTensors() as live:
         assert live.now - before == live.peak - before == 40 * KB
     del views
+
+
+def test_tensors_that_only_pretend_to_be_on_the_cpu_have_no_bytes():
+    with LiveTensors() as live:
+        before = live.now
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    symbolic = mode.from_tensor(kilobytes(10), symbolic_context=StatelessSymbolicContext([DimDynamic.DYNAMIC]))
+    assert symbolic.device == CPU
+    with LiveTensors() as live:
+        assert type(live.now) is int and live.now == before
 
 
 def test_a_result_counts_until_it_is_freed(live):
