@@ -307,6 +307,7 @@ def start(argv):
                 with Logger(log_path(cfg.OUTPUT_DIR)):
                     run(args, cfg, defaults)
                 return
+            (folder / "resume.pt").unlink(missing_ok=True)  # a kill right behind result.json left it
     announce(cfg)
 
 

@@ -147,7 +147,7 @@ def undisturbed(folder):
     """{run: (what it leaves, its operations, its seconds)} of RUNS that nobody kills."""
     found = {}
     for run in RUNS:
-        work, begun = folder / "whole" / run.replace(" ", "_"), time.monotonic()
+        work, begun = folder / run, time.monotonic()  # as deep as the folders of killed runs: the same operations
         code, operations = forked(command(folder, work, run), work)
         if code:
             raise SystemExit(f"train.py ends with {code} before anything is killed: {run}")
@@ -168,10 +168,10 @@ def before_operations(folder, whole, trials):
         told = f"{run}: killed before operation {number}, {what}"
         if code != -signal.SIGKILL:
             yield f"{told}: it was not, but ended with {code}", ["-"]
-            continue
-        code, _ = forked(command(folder, work, run), work)
-        yield told, differences(whole[run][0], left(work)) if not code else [f"then exit code {code}"]
-        shutil.rmtree(work)
+        else:
+            code, _ = forked(command(folder, work, run), work)
+            yield told, differences(whole[run][0], left(work)) if not code else [f"then exit code {code}"]
+        shutil.rmtree(work, ignore_errors=True)  # a kill before the first operation leaves none
 
 
 def at_once(folder, whole):
