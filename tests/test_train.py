@@ -150,6 +150,15 @@ def test_another_command_is_refused_while_one_is_at_work_in_the_folder(run, tmp_
     assert not (tmp_path / "config.yaml").exists()
 
 
+def test_what_a_kill_right_behind_the_result_left_goes_with_the_next_command(finished, run, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    for name in (".lock", "resume.pt"):
+        (tmp_path / "run" / name).touch()
+    assert "Finished before" in run(*EMBEDDED, "--output-dir", tmp_path / "run", *TWO_EPOCHS).out
+    assert contents(tmp_path / "run") == before
+
+
 def test_a_command_that_waited_for_the_same_one_announces_its_result(finished, run, tmp_path, monkeypatch):
     class Waited(train.FolderLock):
         def __enter__(self):
