@@ -366,7 +366,6 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             print(fault, file=sys.stderr)
         return 1 if faults else 0
 
-    tables.any_console()
     return exit_code(run, "the documents are as they were or whole")
 
 

@@ -14,7 +14,7 @@ export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
 for seed in $SEEDS; do
   for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
     for PRESET in ${PRESETS:-matched}; do
-      for rate in ${RATES:-0.0003 0.001 0.003 0.01 0.03 0.1 0.3}; do
+      for rate in ${RATES:-$SEARCHED}; do
         OUTPUT=$grid/$rate
         OPTIONS="TEST.SPLIT val OPTIM.LR $rate${shared:+ $shared}"
         settings="OUTPUT=$OUTPUT OPTIONS=$(quoted "$OPTIONS") TRAINER=$TRAINER PRESET=$PRESET "

@@ -36,7 +36,7 @@ for seed in $SEEDS; do
   base2new "$dataset" "$seed"
   for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
     for PRESET in ${PRESETS:-matched}; do
-      for rate in ${RATES:-0.0003 0.001 0.003 0.01 0.03 0.1 0.3}; do tested "$rate" "$seed"; done
+      for rate in ${RATES:-$SEARCHED}; do tested "$rate" "$seed"; done
     done
   done
 done

@@ -22,7 +22,6 @@ from dassl.optim import build_lr_scheduler
 
 from .frozen import FrozenCLIP, add_options, template
 from .parts.prompts import embed
-from .parts.trainer import check_choice
 
 COSINES = ("run", "steps")
 
@@ -77,12 +76,9 @@ class Spectra:
 
 @TRAINER_REGISTRY.register()
 class CLIPSVD(FrozenCLIP):
+    choices = {"COSINE": COSINES}
     frozen_images = False
     per_step = True
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        check_choice("CLIPSVD", cfg.TRAINER.CLIPSVD, "COSINE", COSINES)
 
     def set_precision(self, keep=()):
         """The matrices are taken apart before PREC rounds them; on the CPU, whatever the device."""

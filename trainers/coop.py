@@ -13,7 +13,7 @@ from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options
 from .parts.prompts import Context, random_vectors, word_vectors
-from .parts.trainer import COUNT, check_choice
+from .parts.trainer import COUNT
 
 
 def extend_cfg(cfg):
@@ -27,10 +27,10 @@ def extend_cfg(cfg):
 @TRAINER_REGISTRY.register()
 class CoOp(FrozenCLIP):
     limits = {"N_CTX": COUNT}
+    choices = {"CLASS_TOKEN_POSITION": ("end", "middle", "front")}
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        check_choice("COOP", cfg.TRAINER.COOP, "CLASS_TOKEN_POSITION", ("end", "middle", "front"))
         if cfg.TRAINER.COOP.CSC and cfg.TEST.SAVE_LOGITS and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise UserError(
                 "TRAINER.COOP.CSC learns nothing for other classes, and TEST.SAVE_LOGITS asks for those of the whole"

@@ -22,7 +22,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
-from .parts.trainer import POSITIVE, SHARE, check_choice
+from .parts.trainer import POSITIVE, SHARE
 
 HOSTS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC")
 
@@ -49,10 +49,7 @@ class Affine(nn.Module):
 @TRAINER_REGISTRY.register()
 class DePT(FrozenCLIP):
     limits = {"LAMBDA": SHARE, "LR_FACTOR": POSITIVE}
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        check_choice("DEPT", cfg.TRAINER.DEPT, "HOST", HOSTS)
+    choices = {"HOST": HOSTS}
 
     def build(self):
         self.host = self.build_host()

@@ -28,9 +28,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
-from .parts.trainer import COUNT, WEIGHT, check_choice
-
-CHOICES = {"GRADIENT": ("step", "sum"), "KEEP": ("last", "best_val")}
+from .parts.trainer import COUNT, WEIGHT
 
 
 def extend_cfg(cfg):
@@ -55,14 +53,10 @@ class Probe(nn.Module):
 @TRAINER_REGISTRY.register()
 class LPpp(FrozenCLIP):
     limits = {"START": WEIGHT, "ALPHA_STEPS": COUNT}
+    choices = {"GRADIENT": ("step", "sum"), "KEEP": ("last", "best_val")}
     frozen_texts = True
     use = "tip_adapter"
     scaled = ()  # no gradient runs through what PREC rounds
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        for key, allowed in CHOICES.items():
-            check_choice("LPPP", cfg.TRAINER.LPPP, key, allowed)
 
     def build(self):
         self.text_features = F.normalize(self.hand_written(), dim=-1)  # (C, E), t

@@ -45,7 +45,7 @@ from .parts.compat import tokenize
 from .parts.lskip import cut, shallow_image, shallow_text
 from .parts.prompts import random_vectors
 from .parts.towers import in_microbatches, pool_images, pool_texts, run_images, run_texts
-from .parts.trainer import COUNT, SHARE, WEIGHT, check_choice
+from .parts.trainer import COUNT, SHARE, WEIGHT
 
 
 def extend_cfg(cfg):
@@ -130,12 +130,6 @@ class MMRL(FrozenCLIP):
     }
     cuda_precision = "amp"
     frozen_images = False
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        node = type(self).__name__.upper()
-        for key, allowed in self.choices.items():
-            check_choice(node, cfg.TRAINER[node], key, allowed)
 
     # ---- building --------------------------------------------------------------------------------------------
 

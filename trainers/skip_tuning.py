@@ -24,14 +24,7 @@ from .parts.cskip import keep_probability, masked_cross_entropy, sample_classes
 from .parts.lskip import cut, shallow_image, shallow_text
 from .parts.precision import moved_share, sample
 from .parts.towers import in_microbatches
-from .parts.trainer import OR_NONE, POSITIVE, WEIGHT, CLIPTrainer, Limits, check_choice
-
-CHOICES = {
-    "SCOPE": ("image", "batch"),
-    "DECAY": ("paper", "official"),
-    "RESAMPLE": ("step", "run"),
-    "BATCHES": ("mixed", "single_class"),
-}
+from .parts.trainer import OR_NONE, POSITIVE, WEIGHT, CLIPTrainer, Limits
 
 
 def extend_cfg(cfg):
@@ -65,6 +58,12 @@ class SkipTuning(CLIPTrainer):
         "CACHE_LIMIT": WEIGHT,
         "IMAGE_LR": WEIGHT,
     }
+    choices = {
+        "SCOPE": ("image", "batch"),
+        "DECAY": ("paper", "official"),
+        "RESAMPLE": ("step", "run"),
+        "BATCHES": ("mixed", "single_class"),
+    }
     model_name = "learnable_params"
     precisions = ("auto", "fp32", "bf16", "amp", "fp16_master", "fp16")
     cuda_precision = "amp"
@@ -75,8 +74,6 @@ class SkipTuning(CLIPTrainer):
         super().check_cfg(cfg)
         name = type(self).__name__.upper()
         options = cfg.TRAINER[name]
-        for key, allowed in CHOICES.items():
-            check_choice(name, options, key, allowed)
         for prompt in (options.TEMPLATE, *options.TEMPLATES.values()):
             if prompt and (prompt.count("{}") != 1 or re.search(r"[{}]", prompt.replace("{}", ""))):
                 raise UserError(

@@ -31,7 +31,7 @@ from .parts.cache import FeatureCache, TrainingLoader
 from .parts.class_rows import columns, make_room
 from .parts.prompts import embed
 from .parts.towers import embed_images, pool_images, run_images
-from .parts.trainer import SHARE, check_choice
+from .parts.trainer import SHARE
 
 
 def extend_cfg(cfg):
@@ -56,13 +56,13 @@ class Stages(nn.Module):
 @TRAINER_REGISTRY.register()
 class TwoSFS(FrozenCLIP):
     limits = {"SHARE": SHARE}
+    choices = {"NORMS": ("all", "blocks")}
     frozen_images = False
     use = "clip_lora"
     per_step = True
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        check_choice("TWOSFS", cfg.TRAINER.TWOSFS, "NORMS", ("all", "blocks"))
         if cfg.OPTIM.LR_SCHEDULER != "cosine" or cfg.OPTIM.WARMUP_EPOCH > 0:
             raise UserError(
                 "TwoSFS has a cosine in each stage and no warm-up: set OPTIM.LR_SCHEDULER cosine, OPTIM.WARMUP_EPOCH -1"

@@ -15,6 +15,7 @@ What a method writes:
                 update              another step than backward pass and optimizer
                 schedule            another schedule of the learning rate
     flags       limits              what the numbers among its options may be
+                choices             what other options may be
                 model_name          name of the folder of checkpoints
                 precisions          choices of PREC; `cuda_precision` is what "auto" means on a GPU
                 scaled              choices of PREC with a scaled loss
@@ -57,13 +58,6 @@ from .precision import (
 from .towers import in_microbatches
 
 
-def check_choice(node: str, options, key: str, allowed: tuple) -> None:
-    """UserError unless option `key` of TRAINER.<node> is one of `allowed`."""
-    if options[key] not in allowed:
-        choices = ", ".join(map(str, allowed))
-        raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: choose one of {choices}")
-
-
 class Limits(NamedTuple):
     """What a number may be: from `low` to `high`, or above `low`; whole if both its limits are."""
 
@@ -92,6 +86,7 @@ POSITIVE = Limits(0, above=True)
 
 class CLIPTrainer(TrainerX):
     limits = {}  # option: Limits
+    choices = {}  # option: what it may be
     model_name = "learned"
     precisions = ("auto", "fp32", "bf16", "fp16", "amp")
     cuda_precision = "fp16"
@@ -107,7 +102,9 @@ class CLIPTrainer(TrainerX):
     def check_cfg(self, cfg):
         node = type(self).__name__.upper()
         options = cfg.TRAINER[node]
-        check_choice(node, options, "PREC", self.precisions)
+        for key, allowed in {"PREC": self.precisions, **self.choices}.items():
+            if options[key] not in allowed:
+                raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: choose one of {', '.join(allowed)}")
         shared = {"VIEWS": OR_NONE} if "VIEWS" in options else {}
         for key, limits in {**shared, **self.limits}.items():
             if not limits.hold(options[key]):
