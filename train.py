@@ -146,7 +146,7 @@ def merge(files, pairs, device="auto"):
 
 
 def follow_backbone(cfg, defaults):
-    """Give INPUT the size, mean and std of pixels that the backbone needs where they are not set.
+    """Give INPUT the size, mean and std of pixels, and the resizing, that the backbone needs where they are not set.
 
     Errors: UserError where they are set to something else; WeightsError where nobody says what the backbone needs.
     """
@@ -155,7 +155,8 @@ def follow_backbone(cfg, defaults):
         return
     facts = clip.facts(name, cfg.MODEL.BACKBONE)
     size = (facts.image_size, facts.image_size)
-    for key, needed in (("SIZE", size), ("PIXEL_MEAN", list(facts.mean)), ("PIXEL_STD", list(facts.std))):
+    pixels = {"PIXEL_MEAN": list(facts.mean), "PIXEL_STD": list(facts.std)}
+    for key, needed in {"SIZE": size, "RESIZE": facts.resize, **pixels}.items():
         if cfg.INPUT[key] == defaults.INPUT[key]:
             cfg.INPUT[key] = needed
         elif list(cfg.INPUT[key]) != list(needed):

@@ -3,8 +3,8 @@
 Notation: N images or texts, L tokens, D width of a tower, E width of the joint space.
 Inside the blocks the order is (L, N, D), outside it is (N, L, D), as in Radford et al. (2021).
 
-`Transformer.forward` takes one hook, `edit(i, x)`, which may rewrite the sequence just before block i. Deep prompts of
-every prompt-learning method are such an edit, so no method needs a copy of this file.
+`Transformer.forward` takes one hook, `edit(i, x)`, which may rewrite the sequence just before block i. It is the plain
+form of what prompt-learning methods do: tests compare trainers/parts/prompts.py with it.
 """
 
 import functools

@@ -3,9 +3,9 @@
     python -m results.choose output/choose
 
 The rule: the smallest rate whose mean accuracy over the seeds is within one standard error of the best rate's. The
-standard error is that of the best rate's mean, s / sqrt(n); with one seed there is none, and the best rate is taken.
-Accuracies are those on the validation images of the base classes. A run that was tested on anything else is named and
-left out, so that nothing can be chosen on test images or on new classes.
+standard error is that of the best rate's mean over n seeds, s / sqrt(n). With one seed it is that of a share of N
+images, sqrt(p (1 - p) / N). Accuracies are those on the validation images of the base classes. A run that was tested on
+anything else is named and left out, so that nothing can be chosen on test images or on new classes.
 
 Exit code: 0 all is well, 1 some runs are broken or of another kind, 2 nothing to read.
 """
@@ -22,12 +22,15 @@ from .read import Run, absolute, find_runs, read_all
 from .tables import describe, finish, folder_of, shots_name, shown
 
 
-def choose(accuracies: dict[float, list[float]]) -> float:
-    """{rate: accuracy of each seed, in percent} -> the rate that the rule takes."""
+def choose(accuracies: dict[float, list[float]], images: float) -> float:
+    """{rate: accuracy of each seed, in percent, on so many images} -> the rate that the rule takes."""
     means = {rate: statistics.fmean(values) for rate, values in accuracies.items()}
     best = max(sorted(means), key=means.get)
     values = accuracies[best]
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    if len(values) > 1:
+        error = statistics.stdev(values) / math.sqrt(len(values))
+    else:
+        error = math.sqrt(means[best] * (100 - means[best]) / images)
     return min(rate for rate in means if means[rate] >= means[best] - error)
 
 
@@ -54,18 +57,19 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
     """One table for each dataset, for `layout`: methods x rates, and the chosen rate -> (tables, problems)."""
     top = absolute(folder)
     runs, problems = read_all(find_runs(top), top)
-    grids = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    grids, images = defaultdict(lambda: defaultdict(lambda: defaultdict(list))), {}
     for run in runs:
         if reason := why_not(run, top):
             problems[run.file.parent] = reason
         else:
             where = run.dataset, shots_name(run.shots), run.backbone, (run.split or "")[:8]
             grids[where][run.trainer, run.preset][rate_of(run, top)].append(run.value)
-    return [figure(where, grid) for where, grid in sorted(grids.items())], problems
+            images[where] = run.record.get("total") or math.inf  # another project's log doesn't say
+    return [figure(where, grid, images[where]) for where, grid in sorted(grids.items())], problems
 
 
-def figure(where: tuple[str, ...], grid: dict[tuple[str, str], dict[float, list[float]]]) -> dict:
-    """{(trainer, preset): {rate: accuracies}} -> a table for `layout`."""
+def figure(where: tuple[str, ...], grid: dict[tuple[str, str], dict[float, list[float]]], images: float) -> dict:
+    """{(trainer, preset): {rate: accuracies on so many images}} -> a table for `layout`."""
     rates = sorted({rate for found in grid.values() for rate in found})
     columns = [["method", "Method", "text"], ["preset", "Preset", "text"]]
     columns += [[f"{rate:g}", f"{rate:g}", "percent"] for rate in rates]
@@ -76,7 +80,7 @@ def figure(where: tuple[str, ...], grid: dict[tuple[str, str], dict[float, list[
         for rate, values in sorted(found.items()):
             stat = describe(values)
             row[f"{rate:g}"] = [stat.mean, stat.spread]
-        row |= {"trials": str(sum(map(len, found.values()))), "chosen": f"{choose(found):g}"}
+        row |= {"trials": str(sum(map(len, found.values()))), "chosen": f"{choose(found, images):g}"}
         rows.append(row)
     title = ", ".join(["Base classes' validation images", *filter(None, where)])
     return {"title": title, "columns": columns, "rows": rows}

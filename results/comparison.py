@@ -54,7 +54,8 @@ RECIPES = {OWN: "each method's own recipe", ("matched",): "Skip Tuning's batch s
 SHOWN_BESIDE = ("ece15_base", "ece15_new", "gen_h", "auroc_mcm")
 PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
 NOTES = [
-    f"means over n seeds; H: seed by seed, ± {spread_name(False)}. Train s: feature extraction included",
+    f"means over n seeds; H: seed by seed, ± {spread_name(False)}. Train s: feature extraction included;",
+    "  trials: learning rates that were tried on the base classes' validation images to find the recipe",
     "ratio: the row's cost over Skip Tuning's; paper: averages over 11 datasets with ViT-B/16, its time and its",
     "  estimate of memory over Skip Tuning's. †: on features of each image that are cached once",
     "ECE: 15 bins; Gen. H: each half's images among all classes; AUROC: base images told from new ones (MCM)",
@@ -82,7 +83,8 @@ def line_of(name: str, row: Row, ours: Row | None, memory: str) -> dict:
         line[key] = mean(row, column)
         line[f"{key}_ratio"] = over(line[key], ours and mean(ours, column))
     line |= {name: mean(row, name) for name in SHOWN_BESIDE}
-    return line | {"learned": row.learned or 0, "n": seeds_behind(row, ACCURACIES)}
+    counts = {"learned": row.learned or 0, "trials": row.trials, "n": seeds_behind(row, ACCURACIES)}
+    return line | counts
 
 
 def paper_cells(method: str, published: dict[tuple[str, str], float]) -> dict:
@@ -99,7 +101,9 @@ def columns(table: Table, memory: str) -> list[list[str]]:
     ours += [[name, BESIDE[name].replace(" ", "\n"), "percent"] for name in SHOWN_BESIDE if table.has(name)]
     ours += [["train_s", "Train s", "cost"], ["train_s_ratio", "ratio", "ratio"]]
     ours += [["memory_mb", memory, "cost"], ["memory_mb_ratio", "ratio", "ratio"]]
-    ours += [["learned", "learned", "count"], ["n", "n", "number"]]
+    ours += [["learned", "learned", "count"]]
+    ours += [["trials", "trials", "count"]] * any(row.trials is not None for row in table.rows)
+    ours += [["n", "n", "number"]]
     paper = [[f"paper_{name.lower()}", f"paper\n{name}", "percent"] for name in ACCURACIES]
     return ours + paper + [[f"paper_{key}", f"paper\n{key}", "ratio"] for key in PAPER_COSTS]
 

@@ -49,6 +49,7 @@ class Row:
     split: str | None = None
     values: dict[str, dict[int, float]] = field(default_factory=dict)  # {column: {seed: value}}
     learned: int | None = None  # parameters; of several runs the most
+    trials: int | None = None  # of the recipe, where a run says it
     bins: dict[str, list[dict]] = field(default_factory=dict)  # {column: calibration's bins of each run}
     mark: str = ""  # tells apart what would stand under one dataset's name
 
@@ -133,7 +134,10 @@ def make_row(runs: list[Run], split: str, ci95: bool) -> Row:
     for run in runs:
         if found := (run.record.get("calibration") or {}).get("bins15"):
             bins[run.column].append(found)
-    learned = [run.record["learned_parameters"] for run in runs if run.record.get("learned_parameters") is not None]
+    learned, trials = (
+        max((run.record[key] for run in runs if run.record.get(key) is not None), default=None)
+        for key in ("learned_parameters", "trials")
+    )
     return Row(
         runs[0].dataset,
         runs[0].trainer,
@@ -143,7 +147,8 @@ def make_row(runs: list[Run], split: str, ci95: bool) -> Row:
         tested=runs[0].tested,
         split=split or None,
         values=values,
-        learned=max(learned, default=None),
+        learned=learned,
+        trials=trials,
         bins=dict(bins),
     )
 

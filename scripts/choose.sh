@@ -12,7 +12,7 @@ grid=$OUTPUT shared=$OPTIONS
 export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
 
 for seed in $SEEDS; do
-  for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
+  for TRAINER in ${TRAINERS:-$SEARCHING}; do
     for PRESET in ${PRESETS:-matched}; do
       for rate in ${RATES:-$SEARCHED}; do
         OUTPUT=$grid/$rate

@@ -51,7 +51,8 @@ OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py, quoted as in a shell; each a
 PREC=${PREC:-}        # fp32, bf16, amp ...: the trainer's own option; empty: as its preset says
 
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
-SEARCHED="0.0003 0.001 0.003 0.01 0.03 0.1 0.3"  # learning rates of choose.sh and curve.sh
+SEARCHED="0.0003 0.001 0.003 0.01 0.03 0.1 0.3"  # learning rates of choose.sh and curve.sh, for
+SEARCHING=$(ls configs/trainers | grep -vx LPpp)  # the methods that don't find their own
 VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
 failed=
 newest=    # config file

@@ -34,7 +34,7 @@ for seed in $SEEDS; do
   TRAINER=ZeroshotCLIP PRESET= OUTPUT=$grid/0
   settings="OUTPUT=$OUTPUT TRAINER=$TRAINER "
   base2new "$dataset" "$seed"
-  for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
+  for TRAINER in ${TRAINERS:-$SEARCHING}; do
     for PRESET in ${PRESETS:-matched}; do
       for rate in ${RATES:-$SEARCHED}; do tested "$rate" "$seed"; done
     done

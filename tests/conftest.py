@@ -19,12 +19,13 @@ from tests.sizes import TINY
 
 # Files and folders that start processes, train or export: `make quick` leaves them out.
 SLOW = (
-    *("bad_input/", "benchmarks/", "clip/test_formats.py", "clip/test_hub.py", "clip/test_load.py"),
-    *("dassl/test_memory.py", "dassl/test_resume.py", "datasets/test_fetch", "results/test_page.py", "swap/"),
-    *("sweeps/", "test_config_files.py"),
+    *("bad_input/", "benchmarks/", "clip/test_files.py", "clip/test_formats.py", "clip/test_hub.py"),
+    *("clip/test_load.py", "clip/test_model.py", "dassl/test_files.py", "dassl/test_imports.py", "dassl/test_lock.py"),
+    *("dassl/test_memory.py", "dassl/test_resume.py", "datasets/test_fetch", "datasets/test_published"),
+    *("results/test_figures.py", "results/test_page.py", "swap/", "sweeps/", "test_config_files.py"),
     *("test_ablate_scripts.py", "test_embedded", "test_export.py", "test_joined", "test_kills.py", "test_make.py"),
     *("test_oracles.py", "test_own_modules.py", "test_predict", "test_scripts.py", "test_sweep_scripts.py"),
-    *("test_train.py", "trainers/test_", "trainers/parts/test_exact.py"),
+    *("test_train.py", "trainers/test_", "trainers/parts/test_exact.py", "trainers/parts/test_precision.py"),
 )
 
 

@@ -99,6 +99,13 @@ def test_choose_trains_on_base_classes_at_every_rate_and_tests_on_validation_ima
     assert len(shell.calls) == len(calls) + 2  # only the table, once more
 
 
+def test_choose_has_no_rates_for_what_finds_its_own(shell):
+    shell("choose.sh", "emoji", RATES="0.1", SEEDS="1")
+    found = {call.split("--trainer ")[1].split()[0] for call in shell.calls[:-1]}
+    every = {folder.name for folder in (ROOT / "configs/trainers").iterdir()}
+    assert every - found == {"LPpp", "TipAdapter", "ZeroshotCLIP"}
+
+
 def test_curve_tests_the_models_of_choose_on_both_halves(shell):
     settings = {"TRAINERS": "CoOp", "RATES": "0.1 1", "SEEDS": "1"}
     models = shell.folder / "models"

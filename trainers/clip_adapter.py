@@ -50,6 +50,9 @@ class CLIPAdapter(FrozenCLIP):
     def class_features(self):
         return self.text_features
 
+    def fixed_options(self):
+        return {"TRAINER.CLIPADAPTER.ALPHA": self.options.ALPHA}
+
     def compare(self, image_features, class_features):
         alpha = self.options.ALPHA
         adapted = alpha * self.learned(image_features) + (1 - alpha) * image_features

@@ -169,8 +169,11 @@ class CLIPLoRA(FrozenCLIP):
             return alpha / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
 
     def after_train(self):
+        super().after_train()  # which may load the best epoch
         self.save_peft(Path(self.output_dir, "peft"))
-        super().after_train()
+
+    def fixed_options(self):
+        return {"TRAINER.CLIPLORA.ALPHA": self.options.ALPHA}
 
     def load_model(self, directory, epoch=None):
         if directory and Path(directory, CONFIG).exists():

@@ -72,12 +72,6 @@ class CoPrompt(FrozenCLIP):
     limits = {"N_CTX": COUNT, "PROMPT_DEPTH": COUNT, "LAMBDA": WEIGHT, "IMAGE_SHARE": SHARE, "TEXT_SHARE": SHARE}
     frozen_images = False
 
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        views = cfg.DATALOADER.K_TRANSFORMS
-        if views != 2:
-            raise UserError(f"DATALOADER.K_TRANSFORMS is {views}: CoPrompt needs 2 views of an image")
-
     def build(self):
         width = self.clip_model.visual.output_dim
         prompts = CoupledPrompts(self.clip_model, self.classnames, self.options)

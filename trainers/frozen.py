@@ -26,6 +26,7 @@ import yaml
 from torch import Tensor, nn
 
 from dassl.config import Config
+from dassl.data.datasets import tests_on_validation
 
 from .parts.cache import FeatureCache, TrainingLoader
 from .parts.prompts import embed, encode_image, encode_text
@@ -175,10 +176,14 @@ class FrozenCLIP(CLIPTrainer):
             return in_microbatches(self.encode_image, image.to(self.device, non_blocking=True))
 
     def validation(self) -> tuple[Tensor, Tensor] | None:
-        """Features (N, E) of the validation images by CLIP alone and their labels (N,); None if there are none."""
-        if self.val_loader is None:
+        """Features (N, E) of the validation images by CLIP alone and their labels (N,).
+
+        None if there are none, or if the images of the test stand in for them, as in ImageNet.
+        """
+        if self.val_loader is None or tests_on_validation(self.dm.dataset):
             return None
-        batches = [(self.frozen_features(batch["img"]), batch["label"]) for batch in self.val_loader]
+        with self.offload.needed():
+            batches = [(self.frozen_features(batch["img"]), batch["label"]) for batch in self.val_loader]
         features, labels = zip(*batches, strict=True)
         return torch.cat(features), torch.cat(labels).to(self.device)
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
@@ -57,6 +58,11 @@ class LPpp(FrozenCLIP):
     frozen_texts = True
     use = "tip_adapter"
     scaled = ()  # no gradient runs through what PREC rounds
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        if cfg.OPTIM.WARMUP_EPOCH > 0:
+            raise UserError("LPpp has step sizes of its own and no warm-up: set OPTIM.WARMUP_EPOCH -1")
 
     def build(self):
         self.text_features = F.normalize(self.hand_written(), dim=-1)  # (C, E), t

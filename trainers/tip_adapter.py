@@ -92,8 +92,9 @@ class TipAdapter(FrozenCLIP):
         """Keys and labels from views of the training images, other views than those that training sees."""
         loader, learned = self.train_loader_x, self.learned
         total = 0
-        for view in range(self.views(self.options.KEY_VIEWS)):
-            total = total + loader.extract(-1 - view).float()  # (K, E)
+        with self.offload.needed():
+            for view in range(self.views(self.options.KEY_VIEWS)):
+                total = total + loader.extract(-1 - view).float()  # (K, E)
         learned.keys.copy_(F.normalize(total, dim=-1))
         learned.labels.copy_(loader.labels)
 
@@ -104,6 +105,8 @@ class TipAdapter(FrozenCLIP):
     def run_epoch(self):
         if self.learns:
             super().run_epoch()
+        else:
+            self.end_epoch()
 
     def end_epoch(self):
         if self.epoch + 1 == self.max_epoch:

@@ -12,11 +12,13 @@ _C.USE_CUDA = True  # if there is one
 _C.VERBOSE = True
 _C.PROTOCOL = ""  # what the run is part of: base2new, few_shot, xd or nothing
 _C.PRESET = ""  # name of the set of choices that the configuration files make: recommended, paper, matched, ...
+_C.TRIALS = -1  # settings that were tried on validation images to find this recipe; -1: not said
 _C.OVERRIDES = CN(new_allowed=True)  # other values for "EuroSAT", "4shots", "few_shot", "EuroSAT+4shots" (`resolve`)
 
 _C.INPUT = CN()
 _C.INPUT.SIZE = (224, 224)  # height, width in pixels
 _C.INPUT.INTERPOLATION = "bilinear"
+_C.INPUT.RESIZE = "shortest"  # of test images: the shorter side, then a centre crop; or squash, both sides to SIZE
 _C.INPUT.TRANSFORMS = ()
 _C.INPUT.NO_TRANSFORM = False
 _C.INPUT.EXIF_TRANSPOSE = False  # turn images as their EXIF orientation says; CoOp does not

@@ -82,8 +82,10 @@ def _share_of_area(value: object) -> bool:
 RANGES = {
     "OUTPUT_DIR": Rule("the name of a folder", lambda value: isinstance(value, str) and bool(value.strip())),
     "SEED": whole(-1, 2**32 - 1),  # numpy takes 32 bits
+    "TRIALS": whole(-1),
     "PROTOCOL": choice("", "base2new", "few_shot", "xd"),
     "INPUT.SIZE": each(whole(1, 4096), 2),
+    "INPUT.RESIZE": choice("shortest", "squash"),
     "INPUT.PIXEL_MEAN": each(number(), 3),
     "INPUT.PIXEL_STD": each(number(above=0), 3),
     "INPUT.RRCROP_SCALE": Rule("two numbers above 0 and at most 1, the smaller first", _share_of_area),

@@ -104,6 +104,7 @@ class TrainerBase:
         if not names or not all(map(os.path.isdir, folders)):
             print("No checkpoint found, train from scratch")
             return 0
+        ckpt.refuse_finished(directory, names)
         print(f"Found checkpoint at {directory} (will resume training)")
         epochs = [
             resume_from_checkpoint(folder, self._models[name], self._optims[name], self._scheds[name])

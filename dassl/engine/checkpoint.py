@@ -20,6 +20,7 @@ from ..utils import (
     load_weights,
     parse_yaml,
     save_atomic,
+    write_atomic,
 )
 
 # Options that may differ between a run and its continuation: where it runs, not what it does.
@@ -27,7 +28,9 @@ _FREE = (
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
+    "TRIALS",
     "MODEL.RECIPE",  # the rows that it chose are among the options
+    "INPUT.RESIZE",  # follows from the backbone
     "DATASET.ROOT",
     "USE_CUDA",
     "DATALOADER.NUM_WORKERS",
@@ -112,6 +115,30 @@ def _elsewhere(directory, name):
     folders = [folder for folder in folders if folder != name]
     others = [folder for folder in folders if os.path.isfile(os.path.join(directory, folder, "checkpoint"))]
     return f"it holds {others[0]}, a model of another trainer: set --trainer" if others else "train one first"
+
+
+def refuse_finished(directory, names):
+    """UserError if the checkpoints in `directory` are of a run of ours: it goes on from resume.pt, or is finished."""
+    for name in names:
+        try:
+            path = find_checkpoint(directory, name)
+        except MissingFile:  # a folder without one, which upstream's code goes through, too
+            continue
+        if "meta" in load_checkpoint(path):
+            raise UserError(
+                f'"{directory}" holds models of an earlier run, but no resume.pt to go on from, as in a finished run;'
+                f' test them with --eval-only --model-dir, or remove "{os.path.join(directory, name)}" to train anew'
+            )
+
+
+def take_best(names, source, target):
+    """Copy the best models so far from a folder that a run is resumed from to its own."""
+    for name in names:
+        best = Path(source, name, "model-best.pth.tar")
+        copy = Path(target, name, best.name)
+        if best.is_file() and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(copy, best.read_bytes())
 
 
 def check_meta(path, theirs, ours):
@@ -203,7 +230,7 @@ def set_random_state(state):
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])  # it may have been begun on more
 
 
 def begin_resume(trainer, path):

@@ -83,6 +83,7 @@ def write_result(trainer, config_files=()):
     result = {
         "protocol": cfg.PROTOCOL,
         "preset": cfg.PRESET,
+        "trials": None if cfg.TRIALS < 0 else cfg.TRIALS,
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
         "subsample": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.datasets import tests_on_validation
 from ..evaluation.calibration import fit_temperature
 from ..utils import MissingFile, UserError, read_json
 
@@ -17,7 +18,7 @@ def check_temperature(cfg, dataset):
         reason = f"{cfg.DATASET.NAME} has no validation images"
     elif cfg.DATASET.get("SUBSAMPLE_CLASSES") == "new":
         reason = "those here are of new classes"
-    elif cfg.TEST.SPLIT == "val" or {item.impath for item in dataset.val} & {item.impath for item in dataset.test}:
+    elif cfg.TEST.SPLIT == "val" or tests_on_validation(dataset):
         reason = "they are the images of the test"
     if reason:
         raise UserError(

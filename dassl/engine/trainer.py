@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data import DataManager
+from ..data.datasets import tests_on_validation
 from ..evaluation import build_evaluator
 from ..utils import AverageMeter, MetricMeter, MissingFile, UserError, mkdir_if_missing
 from . import checkpoint as ckpt
@@ -141,6 +142,11 @@ class SimpleTrainer(TrainerBase):
                 f"{self.cfg.DATASET.NAME} has no validation images to find the best epoch with; use last_step"
                 " instead of best_val for TEST.FINAL_MODEL"
             )
+        if final == "best_val" and tests_on_validation(self.dm.dataset):
+            raise UserError(
+                f"{self.cfg.DATASET.NAME} has the images of its test as validation images, which must not find the"
+                " best epoch; use last_step instead of best_val for TEST.FINAL_MODEL"
+            )
 
     @contextmanager
     def _clock(self, name):
@@ -163,11 +169,12 @@ class SimpleTrainer(TrainerBase):
         """Put everything where the last finished epoch left it; returns the number of finished epochs.
 
         The folder's own resume.pt decides, then what lies in RESUME. Checkpoints count only where there is no
-        resume.pt: they are upstream's, as a run of ours writes that file first.
+        resume.pt and they are upstream's: a run of ours writes that file first, and removes it when it is finished.
         """
         for directory in filter(None, (self.output_dir, self.cfg.RESUME)):
             path = os.path.join(directory, "resume.pt")
             if os.path.lexists(path) and (epoch := ckpt.load_resume(self, path)):
+                ckpt.take_best(self.get_model_names(), directory, self.output_dir)
                 print(f"Found checkpoint at {directory} (will resume training)")
                 return epoch
         if self.cfg.RESUME:

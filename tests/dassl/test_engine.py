@@ -104,6 +104,10 @@ def test_the_best_epoch_needs_a_validation_set_and_its_right_name(cfg):
     trainer.val_loader = None
     with pytest.raises(UserError, match="Squares has no validation images"):
         trainer.train()
+    trainer = build_trainer(cfg)
+    trainer.dm.dataset._val = trainer.dm.dataset.test  # as in ImageNet
+    with pytest.raises(UserError, match="Squares has the images of its test as validation images"):
+        trainer.train()
     assert not os.path.exists(cfg.OUTPUT_DIR)  # nothing was trained
 
 
@@ -215,7 +219,7 @@ def test_result_json_holds_every_key_and_ends_the_run(cfg):
     assert not os.path.exists(f"{cfg.OUTPUT_DIR}/resume.pt")
     result = json.loads(Path(cfg.OUTPUT_DIR, "result.json").read_text())
     keys = (
-        "protocol preset trainer dataset subsample shots seed backbone classnames config config_files tested accuracy"
+        "protocol preset trials trainer dataset subsample shots seed backbone classnames config config_files tested accuracy"
         " macro_f1 correct total calibration split images epochs workers seconds peak_memory_mb peak_rss_mb"
         " learned_parameters versions"
     )

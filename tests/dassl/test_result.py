@@ -31,6 +31,11 @@ def test_protocol_preset_epochs_and_workers_are_those_of_the_run(written):
     assert (result["config"], result["config_files"]) == ("", [])
 
 
+def test_trials_are_the_recipes_or_unknown(written):
+    assert written()["trials"] is None
+    assert written("TRIALS", 7)["trials"] == 7
+
+
 def test_split_is_the_datasets_own_hash_and_images_another(written):
     result = written(change=lambda trainer: setattr(trainer.dm.dataset, "split_hash", "4bc2c4d6ae409d04"))
     assert result["split"] == "4bc2c4d6ae409d04" != result["images"]

@@ -230,10 +230,48 @@ def test_the_best_result_survives_a_resume(cfg):
     assert resumed.best_result == killed.best_result > 0
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_models_of_a_finished_run_are_not_taken_for_a_new_one(cfg, tmp_path, resume):
+    build_trainer(cfg).train()
+    os.remove(f"{cfg.OUTPUT_DIR}/resume.pt")  # as a finished run does, whose result.json somebody removed
+    folder = cfg.OUTPUT_DIR
+    if resume:
+        cfg.RESUME, cfg.OUTPUT_DIR = folder, str(tmp_path / "next")
+    cfg.OPTIM.LR = 0.5
+    with pytest.raises(UserError) as caught:
+        build_trainer(cfg).train()
+    assert f'remove "{folder}/net" to train anew' in str(caught.value)
+
+
+def test_the_best_model_goes_along_into_another_folder(cfg, tmp_path):
+    cfg.TEST.FINAL_MODEL = "best_val"
+    killed = interrupted(cfg, epoch=2, batch=0)
+    best = torch.load(f"{cfg.OUTPUT_DIR}/net/model-best.pth.tar", weights_only=True)["state_dict"]
+    cfg.RESUME, cfg.OUTPUT_DIR = cfg.OUTPUT_DIR, str(tmp_path / "next")
+    resumed = build_trainer(cfg)
+    test = resumed.test
+    resumed.test = lambda split=None: 0.0 if split else test()  # no later epoch is better
+    resumed.train()
+    assert resumed.best_result == killed.best_result
+    assert_same(best, weights(resumed))
+
+
+def test_a_run_of_several_gpus_goes_on_with_one(cfg, monkeypatch):
+    state, found = checkpoint.random_state(), []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", found.extend)
+    checkpoint.set_random_state(state | {"cuda": ["first", "second"]})
+    assert found == ["first"]
+
+
 def test_upstream_checkpoints_without_a_resume_file_are_continued(cfg, capsys):
     cfg.TRAIN.CHECKPOINT_FREQ = 2
     interrupted(cfg, epoch=3, batch=0)
     os.remove(f"{cfg.OUTPUT_DIR}/resume.pt")
+    file = f"{cfg.OUTPUT_DIR}/net/model.pth.tar-2"
+    state = torch.load(file, weights_only=True)
+    del state["meta"]  # which upstream doesn't write
+    torch.save(state, file)
     resumed = build_trainer(cfg)
     resumed.train()
     assert resumed.start_epoch == 2 and "Previous epoch: 2" in capsys.readouterr().out

@@ -159,3 +159,12 @@ def test_a_picture_of_the_right_size_is_not_touched(options):
     image = noise((32, 32))
     made = build_transform(options, is_train=False)(image)
     assert torch.equal(made, T.Normalize(MEAN, STD)(F.to_tensor(image))) and made.is_contiguous()
+
+
+def test_a_model_that_wants_squashed_images_gets_the_whole_of_them(options):
+    options.INPUT.RESIZE = "squash"
+    image = Image.new("RGB", (90, 30), "red")
+    image.paste("blue", (0, 0, 15, 30))  # a centre crop would lose it
+    height, width = options.INPUT.SIZE
+    found = build_transform(options, is_train=False)(image)
+    assert found.shape == (3, height, width) and found[2, :, 0].min() > found[2, :, -1].max()

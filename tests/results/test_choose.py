@@ -1,6 +1,7 @@
 """The rule that chooses learning rates, and base against new over them, from planted runs."""
 
 import json
+import math
 import re
 
 import pytest
@@ -39,12 +40,15 @@ def search(plant, tmp_path, capsys):
 
 def test_the_smallest_rate_within_one_standard_error_of_the_best_is_chosen():
     accuracies = {0.1: [60.0, 64.0], 0.01: [60.5, 60.5], 0.001: [59.0, 60.5]}  # best 62, its standard error 2
-    assert choose.choose(accuracies) == 0.01
-    assert choose.choose(accuracies | {0.001: [60.0, 60.0]}) == 0.001  # just within it
+    assert choose.choose(accuracies, 100) == 0.01
+    assert choose.choose(accuracies | {0.001: [60.0, 60.0]}, 100) == 0.001  # just within it
 
 
-def test_one_seed_has_no_standard_error_so_the_best_rate_is_chosen():
-    assert choose.choose({0.1: [60.0], 0.01: [59.9], 0.03: [60.0]}) == 0.03
+def test_with_one_seed_it_is_the_standard_error_of_a_share_of_the_images():
+    accuracies = {0.3: [49.0], 0.1: [50.0], 0.03: [45.1], 0.01: [44.9]}  # best 50 of 100 images: sqrt(0.25 / 100)
+    assert choose.choose(accuracies, 100) == 0.03
+    assert choose.choose(accuracies, 10_000) == 0.1
+    assert choose.choose(accuracies, math.inf) == 0.1
 
 
 def test_every_method_has_its_row_its_trials_and_its_choice(plant, search):

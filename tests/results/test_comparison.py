@@ -21,7 +21,7 @@ def compare(tmp_path, capsys):
         for line in out.splitlines():
             if line.startswith("Table"):
                 rows = tables[", ".join(line.split(", ")[:3])] = {}
-            elif len(cells := re.split(r"\s{2,}", line.strip())) == 15:
+            elif len(cells := re.split(r"\s{2,}", line.strip())) in (15, 16):  # with and without trials
                 rows[cells[0]] = cells[1:]
         return code, tables, err
 
@@ -45,6 +45,14 @@ def test_a_row_is_means_costs_over_skip_tunings_and_the_papers_numbers(plant_run
     assert cells[9:] == ["82.69", "63.22", "71.66", "4.96x", "7.93x"]
     assert tables[OWN]["SkipTuning"][-2:] == ["1.00x", "1.00x"]
     assert (code, err.count("another experiment has seed 2")) == (1, 2)  # which Skip Tuning lacks
+
+
+def test_trials_stand_where_a_run_says_them(plant_run, tmp_path, compare):
+    plant_run(tmp_path, 80.0, 60.0)
+    for file in plant_run(tmp_path, 70.0, 50.0, trainer="CoOp", learned=512):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"trials": 7}))
+    _, tables, _ = compare()
+    assert [tables[OWN][name][8] for name in ("CoOp", "SkipTuning")] == ["7", "-"]
 
 
 def test_each_recipe_has_its_table_and_what_has_no_matched_one_stands_in_both(plant_run, tmp_path, compare):

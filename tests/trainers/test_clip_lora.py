@@ -169,3 +169,40 @@ def test_peft_itself_reads_the_adapter_and_adds_the_same_to_every_projection(tra
     assert found.keys() == ours.keys()
     for name, (low, part) in ours.items():
         torch.testing.assert_close(found[name].get_delta_weight("default"), 2**-0.5 * low.B[part] @ low.A[part])
+
+
+def test_the_adapter_is_that_of_the_best_epoch_where_that_is_tested(make_trainer, tmp_path):
+    trainer = make_trainer("CLIPLoRA", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", "3")
+    trainer.val_loader, accuracies, test = trainer.test_loader, iter((10.0, 30.0, 20.0)), trainer.test
+    trainer.test = lambda split=None: next(accuracies) if split else test()
+    trainer.train()
+    loaded = make_trainer("CLIPLoRA")
+    loaded.load_model(str(tmp_path / "run"))  # the best
+    best = loaded.learned["text"][0].B.detach().clone()
+    loaded.load_model(str(tmp_path / "run"), epoch=3)
+    assert not torch.equal(loaded.learned["text"][0].B, best)
+    assert torch.equal(trainer.learned["text"][0].B, best)
+    loaded.load_model(str(tmp_path / "run" / "peft"))
+    torch.testing.assert_close(loaded.learned["text"][0].B, best)
+
+
+def test_another_scale_than_that_of_the_training_is_refused(make_trainer, tmp_path):
+    make_trainer("CLIPLoRA").train()
+    other = make_trainer("CLIPLoRA", "TRAINER.CLIPLORA.ALPHA", "2.0")
+    with pytest.raises(UserError, match="trained with TRAINER.CLIPLORA.ALPHA 1.0"):
+        other.load_model(str(tmp_path / "run"))
+
+
+def test_a_warm_up_has_as_many_epochs_as_it_says(make_trainer):
+    warm = ("OPTIM.WARMUP_EPOCH", "1", "OPTIM.WARMUP_TYPE", "constant", "OPTIM.WARMUP_CONS_LR", "1e-5")
+    trainer = make_trainer("CLIPLoRA", *warm)
+    rates, step = [], trainer.forward_backward
+
+    def recorded(batch):
+        rates.append(trainer.optim.param_groups[0]["lr"])
+        return step(batch)
+
+    trainer.forward_backward = recorded
+    trainer.train()
+    half = len(rates) // 2
+    assert rates[:half] == [1e-5] * half and min(rates[half : half + 1]) > 1e-3

@@ -1,9 +1,12 @@
 """What FrozenCLIP does for every method."""
 
+import time
+
 import pytest
 import torch
 
 from dassl.utils import UserError
+from trainers.parts.offload import Offload
 
 
 def test_training_sees_fresh_views_of_frozen_features_in_every_epoch(make_trainer):
@@ -64,3 +67,35 @@ def test_the_first_step_in_half_precision_is_that_of_fp32(make_trainer, trainer,
         moved[name] = (ctx - start).detach().flatten()
     assert ctx.dtype == torch.float32
     assert torch.cosine_similarity(moved["fp32"], moved[precision], dim=0) > 0.95
+
+
+@pytest.mark.parametrize("method", ["CLIPAdapter", "SkipTuning"])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("DATALOADER.K_TRANSFORMS", "2"), "K_TRANSFORMS is 2: .* needs 1 view of an image"),
+        (("INPUT.NO_TRANSFORM", "True"), "NO_TRANSFORM is True, which .* can't do"),
+        (("OPTIM.STAGED_LR", "True"), "STAGED_LR is True, which .* can't do"),
+        (("OPTIM.SGD_NESTEROV", "True", "OPTIM.MOMENTUM", "0.0"), "SGD_NESTEROV needs OPTIM.MOMENTUM above 0"),
+    ],
+)
+def test_options_that_no_method_here_can_serve_are_refused(make_trainer, method, option, words):
+    with pytest.raises(UserError, match=words):
+        make_trainer(method, *option)
+
+
+def test_an_extraction_brings_the_image_tower_back_once(make_trainer, monkeypatch):
+    trainer, brought = make_trainer("CLIPAdapter", "OPTIM.MAX_EPOCH", "2"), []
+    trainer.before_train()
+    monkeypatch.setattr("trainers.parts.cache.EXTRACTION_BATCH", 8)  # of 32 images
+    monkeypatch.setattr(Offload, "bring_back", lambda self, real=Offload.bring_back: brought.append(1) or real(self))
+    trainer.epoch = 0
+    trainer.before_epoch()
+    assert brought == [1]
+
+
+def test_what_ends_an_epoch_counts_as_training_time(make_trainer):
+    trainer = make_trainer("CLIPAdapter", "OPTIM.MAX_EPOCH", "1")
+    trainer.end_epoch = lambda: time.sleep(0.3)
+    trainer.train()
+    assert trainer.train_seconds > 0.3

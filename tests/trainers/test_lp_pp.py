@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from clip import clip
+from dassl.utils import UserError
 
 PLAIN = ("INPUT.TRANSFORMS", '["normalize"]', "OPTIM.LR", "1.0", "OPTIM.LR_SCHEDULER", "single_step")
 PLAIN += ("OPTIM.WEIGHT_DECAY", "0.0", "DATALOADER.TRAIN_X.BATCH_SIZE", "100000")
@@ -88,3 +89,8 @@ def test_without_validation_images_the_last_epoch_is_kept(make_trainer, capsys):
     trainer.train()
     assert "No validation images: the last epoch's weights are kept" in capsys.readouterr().out
     assert trainer.kept == {}
+
+
+def test_a_warm_up_would_overwrite_the_step_sizes_and_is_refused(make_trainer):
+    with pytest.raises(UserError, match="OPTIM.WARMUP_EPOCH -1"):
+        make_trainer("LPpp", "OPTIM.WARMUP_EPOCH", "1")

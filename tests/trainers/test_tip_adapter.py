@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from clip import clip
 from trainers import frozen
+from trainers.parts.class_rows import columns
 
 PLAIN = ("INPUT.TRANSFORMS", '["normalize"]')
 BOTH = pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF"])
@@ -99,6 +100,22 @@ def test_without_validation_images_the_given_values_stay_and_the_test_images_are
     trainer.train()
     assert (trainer.learned.alpha, trainer.learned.beta) == (torch.tensor(1.17), torch.tensor(1.0))
     assert looked == [()]  # the one at the end
+
+
+@BOTH
+def test_images_of_the_test_that_stand_in_for_validation_images_choose_nothing(method, make_trainer, capsys):
+    trainer = make_trainer(method)
+    trainer.dm.dataset._val, trainer.val_loader = trainer.dm.dataset.test, trainer.test_loader  # as in ImageNet
+    trainer.train()
+    assert (trainer.learned.alpha, trainer.learned.beta) == (torch.tensor(1.17), torch.tensor(1.0))
+    assert "No validation images" in capsys.readouterr().out
+
+
+def test_two_classes_of_one_name_have_rows_of_their_own():
+    names = ["missile", "box", "missile"]  # as in ImageNet
+    assert columns(names, names) == [0, 1, 2]
+    assert columns(["missile", "missile"], names) == [0, 2]
+    assert columns(["missile"] * 3 + ["ball"], ["missile", "box"]) == [0, 0, 0, -1]
 
 
 @BOTH

@@ -111,7 +111,7 @@ class FeatureCache(TrainingLoader):
     Args:
         encode: images (N, 3, H, W) -> features (N, ...), on any device; kept on the CPU in the dtype it returns.
         views: how many augmented views of each image are cached; 0 makes a fresh one in every epoch.
-        limit: a view of more bytes is kept in a mapped file in `folder` instead of in memory.
+        limit: views that are more bytes together lie in mapped files in `folder` instead of in memory.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class FeatureCache(TrainingLoader):
     def room(self, part: Tensor) -> Tensor:
         """An empty (N, ...) for the features of all images, given those of the first ones."""
         shape = len(self.labels), *part.shape[1:]
-        if torch.Size(shape).numel() * part.dtype.itemsize > self.limit:
+        if max(self.views, 1) * torch.Size(shape).numel() * part.dtype.itemsize > self.limit:
             return mapped(shape, part.dtype, self.folder)
         return torch.empty(shape, dtype=part.dtype)
 

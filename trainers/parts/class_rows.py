@@ -1,5 +1,7 @@
 """Weights that have rows for the classes they were trained on, such as a head's, under other classes."""
 
+from collections import Counter, defaultdict
+
 from torch import Tensor
 
 from dassl.engine.checkpoint import find_checkpoint
@@ -7,9 +9,19 @@ from dassl.utils import load_checkpoint
 
 
 def columns(names: list[str], trained: list[str]) -> list[int]:
-    """Where each of `names` stands in `trained`, -1 for a class that isn't there."""
-    place = {name: i for i, name in enumerate(trained)}
-    return [place.get(name, -1) for name in names]
+    """Where each of `names` stands in `trained`, -1 for a class that isn't there.
+
+    Two classes may have one name, as in ImageNet: the first of them is the first one there, and so on.
+    """
+    places = defaultdict(list)
+    for i, name in enumerate(trained):
+        places[name].append(i)
+    found, seen = [], Counter()
+    for name in names:
+        there = places.get(name, [-1])
+        found.append(there[min(seen[name], len(there) - 1)])
+        seen[name] += 1
+    return found
 
 
 def make_room(tensors: dict[str, Tensor], folder: str, model_name: str, epoch: int | None = None) -> list[str]:

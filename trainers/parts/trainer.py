@@ -21,6 +21,7 @@ What a method writes:
                 scaled              choices of PREC with a scaled loss
                 per_step            the learning rate follows steps instead of epochs
                 fine_tunes_clip     what learns is part of CLIP, so PREC holds for it too
+                views_in_batch      augmented views of an image in a batch
 
 What a step asks of the host, on a GPU: nothing. Draws are made on the CPU and copied without waiting; only Skip Tuning
 in scope image asks for the number of kept classes (parts/cskip.py), and a scaled loss under an optimizer that is not
@@ -93,6 +94,7 @@ class CLIPTrainer(TrainerX):
     scaled = ("fp16",)
     per_step = False
     fine_tunes_clip = False
+    views_in_batch = 1
 
     @property
     def options(self):
@@ -109,6 +111,14 @@ class CLIPTrainer(TrainerX):
         for key, limits in {**shared, **self.limits}.items():
             if not limits.hold(options[key]):
                 raise UserError(f"TRAINER.{node}.{key} is {options[key]!r}: it must be {limits}")
+        name, views = type(self).__name__, cfg.DATALOADER.get("K_TRANSFORMS", 1)
+        if views != self.views_in_batch:
+            needed = "1 view" if self.views_in_batch == 1 else f"{self.views_in_batch} views"
+            raise UserError(f"DATALOADER.K_TRANSFORMS is {views}: {name} needs {needed} of an image")
+        for key in ("INPUT.NO_TRANSFORM", "OPTIM.STAGED_LR"):
+            group, option = key.split(".")
+            if cfg[group].get(option):
+                raise UserError(f"{key} is True, which {name} can't do: leave it out")
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
         if sampler != "RandomSampler":
             raise UserError(f"DATALOADER.TRAIN_X.SAMPLER is {sampler}: leave it out, batches are drawn here")
@@ -176,6 +186,8 @@ class CLIPTrainer(TrainerX):
         """The learning rate's schedule for epochs of `steps` steps; `optim_cfg`, a copy, has the run's epochs."""
         if self.per_step:
             optim_cfg.MAX_EPOCH *= steps
+            optim_cfg.WARMUP_EPOCH *= steps
+            optim_cfg.STEPSIZE = tuple(size * steps for size in optim_cfg.STEPSIZE)
         return build_lr_scheduler(self.optim, optim_cfg)
 
     def class_features(self) -> Tensor:
@@ -198,7 +210,7 @@ class CLIPTrainer(TrainerX):
         """Compute what training needs once; weights are loaded and idle parameters offloaded by then."""
 
     def end_epoch(self) -> None:
-        """Called when the steps of `self.epoch` are done, before its checkpoint is written."""
+        """Called when the steps of `self.epoch` are done, before its checkpoint is written; training time counts it."""
 
     # ---- training --------------------------------------------------------------------------------------------
 
@@ -222,11 +234,18 @@ class CLIPTrainer(TrainerX):
 
     def before_epoch(self):
         super().before_epoch()
-        extracted = isinstance(self.train_loader_x, FeatureCache)
+        loader, last = self.train_loader_x, self.epoch + 1 == self.max_epoch
+        if not isinstance(loader, FeatureCache):
+            loader.start_epoch(self.epoch, last)
+            return
         began = time.perf_counter()
-        self.train_loader_x.start_epoch(self.epoch, last=self.epoch + 1 == self.max_epoch)
-        if extracted:
-            self.extract_seconds += time.perf_counter() - began
+        with self.offload.needed():  # once for all batches of an extraction
+            loader.start_epoch(self.epoch, last)
+        self.extract_seconds += time.perf_counter() - began
+
+    def run_epoch(self):
+        super().run_epoch()
+        self.end_epoch()
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W), or features where they are cached, and labels (B,), on the device."""
@@ -250,10 +269,6 @@ class CLIPTrainer(TrainerX):
             self.update_lr()
         summary = {name: term.detach() for name, term in terms.items()}
         return {"loss": sum(summary.values()), **summary, "acc": compute_accuracy(logits.detach(), labels)[0]}
-
-    def after_epoch(self):
-        self.end_epoch()
-        super().after_epoch()
 
     def after_train(self):
         self.offload.end()

@@ -9,6 +9,11 @@ from numbers import Integral
 from ...utils import MissingFile, UserError
 
 
+def tests_on_validation(dataset):
+    """Whether images of the test are among the validation images, as in ImageNet: then these can choose nothing."""
+    return bool({item.impath for item in dataset.val or ()} & {item.impath for item in dataset.test or ()})
+
+
 class Datum:
     """One image. The four underscore names are what few-shot pickles of the CoOp family hold.
 

@@ -108,8 +108,11 @@ def _train_steps(options, choices):
 
 def _test_steps(options):
     height, width = options.SIZE
+    interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
+    if options.get("RESIZE") == "squash":  # the options of a fork have no RESIZE
+        return [(f"resize to {height}x{width}", fast.Resize(options.SIZE, interpolation))]
     smaller = max(height, width)
-    resize_step = fast.Resize(smaller, INTERPOLATION_MODES[options.INTERPOLATION])
+    resize_step = fast.Resize(smaller, interpolation)
     return [
         (f"resize the smaller edge to {smaller}", resize_step),
         (f"{height}x{width} center crop", T.CenterCrop(options.SIZE)),

@@ -144,6 +144,14 @@ def test_above_its_limit_the_cache_lies_in_an_unnamed_file_with_the_same_bytes(t
         assert torch.equal(one["features"], other["features"]) and torch.equal(one["label"], other["label"])
 
 
+def test_the_limit_is_for_all_views_together(tmp_path):
+    size = 6 * 3 * 4
+    for limit, inside in ((2 * size, True), (2 * size - 1, False)):
+        cache = make_cache(views=2, limit=limit, folder=tmp_path)
+        view_of(cache, 0)
+        assert cache.features.untyped_storage().resizable() == inside
+
+
 def sorted_batches(cache):
     torch.manual_seed(0)
     return list(cache)
