@@ -216,11 +216,26 @@ def check_folders(cfg):
         raise MissingFile(f"Nothing to resume from in {folder}; correct --resume, or leave it out to start anew")
 
 
+def trained_anew(cfg):
+    """The folder of the model that this run tests, if that was trained after the result; else None."""
+    if not cfg.EVAL.ONLY or not cfg.EVAL.MODEL_DIR:
+        return None
+    folder = where_it_is(cfg.EVAL.MODEL_DIR, cfg.OUTPUT_DIR)
+    model, result = Path(folder, "result.json"), Path(cfg.OUTPUT_DIR, "result.json")
+    there = model.exists() and result.exists()
+    return folder if there and model.stat().st_mtime_ns > result.stat().st_mtime_ns else None
+
+
+def finished(cfg):
+    """Whether the result is there, and that of the model as it is now."""
+    return Path(cfg.OUTPUT_DIR, "result.json").exists() and not trained_anew(cfg)
+
+
 def claim(cfg):
-    """Put config.yaml into the output folder; UserError if that holds an unfinished run with other settings."""
+    """Put config.yaml into the output folder; UserError if that holds a run with other settings that goes on here."""
     folder = Path(cfg.OUTPUT_DIR)
     record = folder / "config.yaml"
-    if record.exists() and (folder / "resume.pt").exists():
+    if record.exists() and ((folder / "resume.pt").exists() or trained_anew(cfg)):
         check_identity(folder, record.read_text(encoding="utf-8"), cfg)
     write_atomic(record, identity(cfg).encode())
 
@@ -295,17 +310,18 @@ def start(argv):
     check(args, cfg)
     check_folders(cfg)
     folder = Path(cfg.OUTPUT_DIR)
-    result = folder / "result.json"
-    if not result.exists() or (folder / ".lock").exists():  # left by a run that was killed when all but that was done
+    if not finished(cfg) or (folder / ".lock").exists():  # left by a run that was killed when all but that was done
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"Can't write to {folder} ({reason}); choose another --output-dir") from error
         with FolderLock(folder, identity(cfg)):
-            if not result.exists():  # the same command may have been at work meanwhile
+            if not finished(cfg):  # the same command may have been at work meanwhile
                 claim(cfg)
                 with Logger(log_path(cfg.OUTPUT_DIR)):
+                    if model := trained_anew(cfg):
+                        print(f"Testing again: {model} was trained anew after its test in {folder}")
                     run(args, cfg, defaults)
                 return
             (folder / "resume.pt").unlink(missing_ok=True)  # a kill right behind result.json left it

@@ -182,6 +182,21 @@ def test_eval_only_with_other_weights_is_another_run(finished, tested, run):
     assert done.code == 1 and "EVAL.MODEL_DIR" in done.err
 
 
+def test_a_test_is_done_again_when_its_model_was_trained_anew(finished, tested, run, tmp_path):
+    test = tmp_path / "tested"
+    shutil.copytree(tested, test)
+    argv = [*EMBEDDED, "--output-dir", test]
+    assert "Finished before" in run(*argv, *evaluation(finished)).out
+    old = (finished / "result.json").stat().st_mtime - 1
+    os.utime(test / "result.json", (old, old))
+    before = contents(test)
+    refused = run(*argv, "--seed", 2, *evaluation(finished))
+    assert refused.code == 1 and "SEED 1 -> 2" in refused.err and contents(test) == before
+    done = run(*argv, *evaluation(finished))
+    assert done.code == 0 and f"Testing again: {finished} was trained anew" in done.out and "* accuracy" in done.out
+    assert "Finished before" in run(*argv, *evaluation(finished)).out
+
+
 def test_a_finished_test_is_known_again_where_both_folders_were_moved(finished, tested, run, tmp_path):
     for folder in (finished, tested):
         shutil.copytree(folder, tmp_path / "moved" / folder.name)
