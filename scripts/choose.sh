@@ -6,6 +6,7 @@
 DEFAULT_OUTPUT=output/choose
 . "$(dirname "$0")/common.sh"
 arguments DATASET 1 1 "$@"
+check_names "$1"
 FOLDER=scripts/protocols
 trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
 grid=$OUTPUT shared=$OPTIONS
@@ -17,13 +18,13 @@ for seed in $SEEDS; do
       for rate in ${RATES:-$SEARCHED}; do
         OUTPUT=$grid/$rate
         OPTIONS="TEST.SPLIT val OPTIM.LR $rate${shared:+ $shared}"
-        settings="OUTPUT=$OUTPUT OPTIONS=$(quoted "$OPTIONS") TRAINER=$TRAINER PRESET=$PRESET "
         place base2new_train "$1" "$seed"
         if offered && ! finished; then attempt base2new_train.sh "$1" "$seed"; fi
       done
     done
   done
 done
+some_offered
 status=0
 "$PYTHON" -m results.choose "$grid" || status=1
 finish $status

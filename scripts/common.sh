@@ -35,9 +35,12 @@ DATA=${DATA:-}
 OUTPUT=${OUTPUT:-}
 CFG=${CFG:-}  # name of a file in configs/trainers/$TRAINER, or a path
 case $CFG in */*) absolute CFG ;; esac
-if [ -n "$SHOWN" ]; then absolute DATA OUTPUT; fi
-DATA=${DATA:-./data}  # in the project's folder, wherever the script was called
-OUTPUT=${OUTPUT:-${DEFAULT_OUTPUT:-./output}}
+for name in DATA OUTPUT; do
+  if [[ -n $SHOWN || ${!name} = "~"* ]]; then absolute $name; fi
+done
+# The defaults are in the project's folder, wherever the script was called, also for the scripts that a script starts.
+DATA=${DATA:-${SHOWN:-./}data}
+OUTPUT=${OUTPUT:-${SHOWN:-./}${DEFAULT_OUTPUT:-output}}
 absolute IMAGES CLASSNAMES
 export IMAGES CLASSNAMES
 cd "$ROOT"
@@ -45,7 +48,8 @@ cd "$ROOT"
 # scripts/clip_adapter/ is for the trainer CLIPAdapter, and so on; scripts/protocols/ is for any TRAINER, by default, as
 # scripts/skip/, for Skip Tuning.
 METHOD=$(basename "$FOLDER")
-TRAINER=$(ls configs/trainers | grep -ix "${METHOD//_/}" || echo "${TRAINER:-SkipTuning}")
+OWN=$(ls configs/trainers | grep -ix "${METHOD//_/}" || true)
+TRAINER=${OWN:-${TRAINER:-SkipTuning}}
 SEEDS=${SEEDS:-1 2 3}
 OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py, quoted as in a shell; each ablation sets its own
 PREC=${PREC:-}        # fp32, bf16, amp ...: the trainer's own option; empty: as its preset says
@@ -55,8 +59,8 @@ SEARCHED="0.0003 0.001 0.003 0.01 0.03 0.1 0.3"  # learning rates of choose.sh a
 SEARCHING=$(ls configs/trainers | grep -vx LPpp)  # the methods that don't find their own
 VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
 failed=
-newest=    # config file
-settings=  # what must stand before the commands that `attempt` remembers
+newest=  # config file
+found=   # a recipe: see `offered`
 
 # fail CODE WORD...: one line on stderr, then the end.
 fail() {
@@ -78,16 +82,64 @@ arguments() {
     wrong=1
   fi
   if [ -n "$wrong" ]; then
-    fail 2 "usage: [DATA=... PRESET=paper|official|recommended|matched|cached PREC=... CFG=... SHOTS=... OUTPUT=..." \
-      "TRAINER=... SEEDS=... OPTIONS=... PYTHON=...] bash $SHOWN$FOLDER/$(basename "$0") $names"
+    fail 2 "usage: [DATA=... PRESET=paper|official|recommended|matched|cached|... PREC=... CFG=... SHOTS=..." \
+      "OUTPUT=... TRAINER=... SEEDS=... OPTIONS=... PYTHON=...] bash $SHOWN$FOLDER/$(basename "$0") $names"
   fi
 }
 
 # quoted WORD: the word as a shell reads it.
-quoted() { printf "'%s'" "$(sed "s/'/'\\\\''/g" <<<"$1")"; }
+quoted() {
+  local mark="'" within="'\\''"
+  if [[ $1 =~ ^[[:alnum:]_./:=,+-]+$ ]]; then
+    printf %s "$1"
+  else
+    printf "'%s'" "${1//$mark/$within}"
+  fi
+}
 
-# recipe PROTOCOL DATASET: sets files (what train.py merges: the method's own file, the protocol's, the preset's) and cfg
-# (their name in the output folder). A method without an embedded.yaml has rows for the embedded model in vit_b16.yaml.
+# given DATASETS [NAME...]: what must stand before a command that we print, so that it does there what it does here:
+# NAME=VALUE for each of these and the common variables that is not as our scripts set it by themselves.
+given() {
+  local name names="${*:2} OUTPUT DATA PYTHON SHOTS CFG PREC OPTIONS"
+  case " $1 " in *" custom "*) names+=" IMAGES CLASSNAMES TEMPLATE" ;; esac
+  for name in $names; do
+    case $name=${!name:-} in
+      "$name=" | "DATA=${SHOWN:-./}data" | "OUTPUT=${SHOWN:-./}output" | PRESET=recommended) ;;
+      "TRAINER=${OWN:-SkipTuning}" | "PYTHON=$ROOT/.venv/bin/python" | PYTHON=python3) ;;
+      *) printf '%s=%s ' "$name" "$(quoted "${!name}")" ;;
+    esac
+  done
+}
+
+# known WHAT NAMES CHOICES: stops unless each of the names is one of the choices.
+known() {
+  local name choices=" $(echo $3) "
+  for name in $2; do
+    if [[ $choices != *" $name "* ]]; then fail 2 "Error: there is no $1 $name; there are:${choices%" "}"; fi
+  done
+}
+
+# check_names DATASETS: a misspelt name would only mean that a method has no such recipe, so TRAINERS, PRESETS, CFG and
+# the datasets are looked up at the start.
+check_names() {
+  local presets
+  presets=$(basename -s .yaml configs/trainers/*/*.yaml configs/overlays/*.yaml |
+    sed -E 's/^(vit_b16|embedded)_//' | grep -vxE 'vit_b16|embedded|base2new|few_shot|xd' | sort -u)
+  known dataset "$1" "$(basename -s .yaml configs/datasets/*.yaml)"
+  known trainer "${TRAINERS:-}" "$(ls configs/trainers)"
+  known preset "${PRESETS:-}" "recommended $presets"
+  case $CFG in
+    /*) [ -e "$CFG" ] || fail 2 "Error: there is no file $CFG; correct CFG" ;;
+    *)
+      if ! compgen -G "configs/trainers/*/$CFG.yaml" >/dev/null; then
+        known CFG "$(sed -E 's/^(vit_b16|embedded)_//' <<<"$CFG")" "vit_b16 embedded $presets"
+      fi ;;
+  esac
+}
+
+# recipe PROTOCOL DATASET: sets files (what train.py merges: the method's own file, the protocol's, the preset's) and
+# cfg (their name in the output folder). A method without an embedded.yaml has rows for the embedded model in
+# vit_b16.yaml.
 recipe() {
   local own model=vit_b16 preset=${PRESET:-} suffix=_$1 file shared
   if [ "$preset" = recommended ]; then preset=; fi
@@ -127,11 +179,20 @@ offered() {
   case $TRAINER:$cfg in
     ZeroshotCLIP:*_matched* | TipAdapter:*_matched* | SkipTuning:vit_b16_matched*) return 1 ;;
   esac
-  [ -e "${files[0]}" ] && [ -e "${files[${#files[@]} - 1]}" ]
+  [ -e "${files[0]}" ] && [ -e "${files[${#files[@]} - 1]}" ] && found=1
 }
 
-# place STAGE DATASET SEED: sets shots, what `recipe` sets, and folder (where the run leaves its files).
+# some_offered: stops if `offered` has found no recipe at all.
+some_offered() {
+  if [ -z "$found" ]; then
+    fail 2 "Error: none of these methods has such a recipe: TRAINERS=${TRAINERS:-} PRESETS=${PRESETS:-} CFG=$CFG"
+  fi
+}
+
+# place STAGE DATASET SEED: sets shots, what `recipe` sets, folder (where the run leaves its files), model (the folder
+# of the training that it tests) and told (the settings that the folder's name doesn't tell).
 place() {
+  local name
   case $2 in
     emoji) shots=${SHOTS:-5} ;;  # all it has
     *) shots=${SHOTS:-16} ;;
@@ -149,44 +210,69 @@ place() {
     xd_test) folder=evaluation/$TRAINER/${cfg}_${shots}shots/$2 ;;
   esac
   folder=$OUTPUT/$folder/seed$3
+  case $1 in
+    base2new_test) model=$OUTPUT/base2new/train_base/$2/shots_$shots/$TRAINER/$cfg/seed$3 ;;
+    xd_test) model=$OUTPUT/imagenet/$TRAINER/${cfg}_${shots}shots/seed$3 ;;
+    *) model= ;;
+  esac
+  told=
+  for name in CFG PREC OPTIONS IMAGES CLASSNAMES TEMPLATE; do
+    case $2:$name in
+      custom:* | *:CFG | *:PREC | *:OPTIONS) told+=${!name:+" $name=${!name}"} ;;
+    esac
+  done
 }
 
-# finished: whether the run in $folder is over and no config is newer. train.py says the same, but takes seconds to start.
+# same_settings [WORD...]: whether the run in $folder was made with the settings of now and these words for train.py.
+same_settings() {
+  local then=
+  if [ -e "$folder/settings.txt" ]; then then=$(<"$folder/settings.txt"); fi
+  [ "$then" = "$told${*:+ $*}" ]
+}
+
+# finished [WORD...]: whether the run in $folder is over, by the same settings and words for train.py, and neither a
+# config nor the model that it tests is newer. train.py knows better, but takes seconds to start.
 finished() {
+  local file
   [ -e "$folder/result.json" ] || return 1
   newest=${newest:-$(find configs -name '*.yaml' -exec ls -t {} + | sed -n 1p)}  # found once for all runs
-  [ ! "$newest" -nt "$folder/result.json" ]
+  for file in "$newest" "${files[@]}" ${model:+"$model/result.json"}; do
+    if [ "$file" -nt "$folder/result.json" ]; then return 1; fi
+  done
+  same_settings "$@"
 }
 
-# trained STAGE DATASET SEED COMMAND: sets folder to that finished training, or stops and names the command for it.
-trained() {
-  place "$1" "$2" "$3"
-  if [ ! -e "$folder/result.json" ]; then
-    if [[ $folder != /* ]]; then folder=$SHOWN$folder; fi
-    fail 1 "Error: no finished training in $folder; run this first, with the same settings: bash $SHOWN$FOLDER/$4"
+# note [WORD...]: keeps beside the result what `same_settings` compares.
+note() {
+  if [ ! -e "$folder/result.json" ]; then return; fi
+  if [ -n "$told$*" ]; then
+    echo "$told${*:+ $*}" >"$folder/settings.txt"
+  elif [ -e "$folder/settings.txt" ]; then
+    rm "$folder/settings.txt"
   fi
 }
 
 # run STAGE DATASET SEED [FLAG...] [KEY VALUE...]: one call of train.py, which skips a finished run and resumes an
 # unfinished one.
 run() {
-  local stage=$1 dataset=$2 seed=$3 classes=all root=$DATA model= shots cfg folder files words word
+  local stage=$1 dataset=$2 seed=$3 classes=all root=$DATA first= extra shots cfg folder model told files words word
   shift 3
+  extra=$*
   case $stage in
     base2new_train) classes=base ;;
-    base2new_test)
-      classes=new
-      trained base2new_train "$dataset" "$seed" "base2new_train.sh $dataset $seed"
-      model=$folder ;;
-    xd_test)
-      trained xd_train imagenet "$seed" "xd_train.sh $seed"
-      model=$folder ;;
+    base2new_test) classes=new first="base2new_train.sh $dataset $seed" ;;
+    xd_test) first="xd_train.sh $seed" ;;
   esac
   if [ "$dataset" = custom ]; then root=$OUTPUT; fi  # the folder with the images is only read: their split is kept here
   place "$stage" "$dataset" "$seed"
   words=(--root "$root" --seed "$seed" --trainer "$TRAINER" --dataset-config-file "configs/datasets/$dataset.yaml")
   words+=(--config-file "${files[@]}" --output-dir "$folder")
-  if [ -n "$model" ]; then words+=(--eval-only --model-dir "$model"); fi
+  if [ -n "$model" ]; then
+    if [ ! -e "$model/result.json" ]; then
+      fail 1 "Error: no finished training in $model; run this first, with the same settings: bash $SHOWN$FOLDER/$first"
+    fi
+    words+=(--eval-only --model-dir "$model")
+  fi
   if [[ ${1:-} == -* ]]; then  # flags stand before pairs
     words+=("$@")
     shift $#
@@ -203,21 +289,27 @@ run() {
   if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' 2>/dev/null; then
     fail 2 "Error: $PYTHON is no Python with PyTorch; set PYTHON to one that has what requirements.txt lists"
   fi
-  "$PYTHON" train.py "${words[@]}" "$@"
+  "$PYTHON" train.py "${words[@]}" "$@" || exit $?
+  note "$extra"
 }
 
 # attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.
 attempt() {
-  local status=0
+  local status=0 settings word line
+  settings=$(given "$*" TRAINER PRESET)
   echo "== $settings$*"
   bash "$FOLDER/$1" "${@:2}" || status=$?
   if ((status == 130)); then exit 130; fi
-  if ((status)); then failed+="  ${settings}bash $SHOWN$FOLDER/$*"$'\n'; fi
+  if ((status)); then
+    line="  ${settings}bash $(quoted "$SHOWN$FOLDER/$1")"
+    for word in "${@:2}"; do line+=" $(quoted "$word")"; done
+    failed+=$line$'\n'
+  fi
 }
 
 # base2new DATASET SEED: both halves of base-to-new, as far as they are not finished.
 base2new() {
-  local stage shots cfg folder files
+  local stage shots cfg folder model told files
   for stage in base2new_train base2new_test; do
     place $stage "$1" "$2"
     if ! finished; then attempt $stage.sh "$1" "$2"; fi

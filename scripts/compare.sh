@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Every method in base-to-new with its own recipe and with Skip Tuning's batch size and epochs, every seed in SEEDS, then
-# the paper's Tables 1 and 5 for it, with the paper's own numbers beside:
+# Every method in base-to-new with its own recipe and with Skip Tuning's batch size and epochs, every seed in SEEDS,
+# then the paper's Tables 1 and 5 for it, with the paper's own numbers beside:
 #   bash scripts/compare.sh emoji
 # TRAINERS and PRESETS choose some of them; PREC=bf16 takes half the time where the CPU has bf16. Seed by seed, the
 # methods take turns; what is finished is not run again. Memory is measured.
 DEFAULT_OUTPUT=output/compare
 . "$(dirname "$0")/common.sh"
 arguments DATASET 1 1 "$@"
+check_names "$1"
 FOLDER=scripts/protocols
 trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
 OPTIONS="TRAIN.MEASURE_MEMORY True${OPTIONS:+ $OPTIONS}"
@@ -16,12 +17,12 @@ for seed in $SEEDS; do
   for TRAINER in ${TRAINERS:-$(ls configs/trainers)}; do
     for PRESET in ${PRESETS:-recommended matched cached uniform}; do
       export TRAINER PRESET
-      settings="OUTPUT=$OUTPUT OPTIONS=$(quoted "$OPTIONS") TRAINER=$TRAINER PRESET=$PRESET "
       place base2new_train "$1" 1
       if offered; then base2new "$1" "$seed"; fi
     done
   done
 done
+some_offered
 status=0
 "$PYTHON" -m results.comparison "$OUTPUT" || status=1
 finish $status

@@ -7,8 +7,9 @@
 DEFAULT_OUTPUT=output/curve
 . "$(dirname "$0")/common.sh"
 arguments DATASET 1 1 "$@"
+check_names "$1"
 FOLDER=scripts/protocols
-MODELS=${MODELS:-./output/choose}
+MODELS=${MODELS:-$ROOT/output/choose}
 absolute MODELS
 trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
 grid=$OUTPUT
@@ -16,23 +17,31 @@ export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
 
 # tested RATE SEED: both halves on the test images, by the model that choose.sh trained.
 tested() {
-  local model stage shots cfg folder files
+  local trained stage shots cfg folder model told files
   OUTPUT=$MODELS/$1
   place base2new_train "$dataset" "$2"
   if ! offered; then return; fi
-  model=$folder
+  trained=$folder
+  if [ ! -e "$trained/result.json" ]; then
+    echo "Error: no finished training in $trained; scripts/choose.sh makes it" >&2
+    OUTPUT=$MODELS
+    failed+="  $(given "$dataset")RATES=$1 SEEDS=$2 TRAINERS=$TRAINER PRESETS=$PRESET"
+    failed+=" bash $(quoted "${SHOWN}scripts/choose.sh") $dataset"$'\n'
+    return
+  fi
   OUTPUT=$grid/$1
-  settings="OUTPUT=$OUTPUT TRAINER=$TRAINER PRESET=$PRESET "
   for stage in base2new_train base2new_test; do
     place $stage "$dataset" "$2"
-    if ! finished; then attempt $stage.sh "$dataset" "$2" --eval-only --model-dir "$model"; fi
+    model=$trained
+    if ! finished --eval-only --model-dir "$model"; then
+      attempt $stage.sh "$dataset" "$2" --eval-only --model-dir "$model"
+    fi
   done
 }
 
 dataset=$1
 for seed in $SEEDS; do
   TRAINER=ZeroshotCLIP PRESET= OUTPUT=$grid/0
-  settings="OUTPUT=$OUTPUT TRAINER=$TRAINER "
   base2new "$dataset" "$seed"
   for TRAINER in ${TRAINERS:-$SEARCHING}; do
     for PRESET in ${PRESETS:-matched}; do
@@ -40,6 +49,7 @@ for seed in $SEEDS; do
     done
   done
 done
+some_offered
 status=0
 "$PYTHON" -m results.curve "$grid" || status=1
 finish $status

@@ -45,7 +45,8 @@ for seed; do
   done
 done
 if "$PYTHON" -c 'from importlib.util import find_spec as f; raise SystemExit(not (f("plotly") and f("itables")))'; then
-  exec "$PYTHON" parse_test_res.py "$OUTPUT" --html "$OUTPUT/results.html"
+  "$PYTHON" parse_test_res.py "$OUTPUT" --html "$OUTPUT/results.html"
+else
+  "$PYTHON" parse_test_res.py "$OUTPUT"
+  printf '\nAs a page with figures: %s -m pip install plotly itables, then the same command again\n' "$PYTHON"
 fi
-"$PYTHON" parse_test_res.py "$OUTPUT"
-printf '\nAs a page with figures: %s -m pip install plotly itables, then the same command again\n' "$PYTHON"

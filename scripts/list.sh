@@ -17,39 +17,32 @@ case $1 in
 esac
 protocol=$1
 shift
-datasets=${*:-$datasets}
-printf -v verbs %q "${SHOWN}scripts/protocols"
-names="OUTPUT DATA PYTHON CFG PREC OPTIONS"
-case " $datasets " in *" custom "*) names+=" IMAGES CLASSNAMES TEMPLATE" ;; esac
-shared=
-for name in $names; do
-  case ${!name:-} in
-    "" | ./data | ./output) ;;  # the default
-    *) shared+=" $name=$(quoted "${!name}")" ;;
-  esac
-done
+datasets=${*:-$datasets} TRAINERS=${TRAINERS:-$TRAINER} PRESETS=${PRESETS:-${PRESET:-recommended}}
+check_names "$datasets"
+verbs=$(quoted "${SHOWN}scripts/protocols")
 
 # add STAGE DATASET ARGUMENT...: adds this run to the commands of the line, if it isn't finished.
 add() {
-  local shots cfg folder files
+  local shots cfg folder model told files
   place "$1" "$2" "$seed"
-  if finished || ! offered; then return; fi
+  if ! offered || finished; then return; fi
   commands+=" && bash $verbs/$1.sh ${*:3}"
 }
 
 # line: prints the commands that were added, if there are any, to be run one after the other.
 line() {
   if [ -n "$commands" ]; then
-    echo "export TRAINER=$TRAINER PRESET=$PRESET${SHOTS:+ SHOTS=$SHOTS}$shared$commands"
+    echo "export TRAINER=$TRAINER PRESET=$PRESET ${settings% }$commands"
   fi
   commands=
 }
 
 commands=
 for seed in $SEEDS; do
-  for TRAINER in ${TRAINERS:-$TRAINER}; do
-    for PRESET in ${PRESETS:-${PRESET:-recommended}}; do
+  for TRAINER in $TRAINERS; do
+    for PRESET in $PRESETS; do
       for SHOTS in ${numbers:-""}; do
+        settings=$(given "$datasets")
         if [ $protocol = xd ]; then add xd_train imagenet "$seed"; fi
         for dataset in $datasets; do
           case $protocol in
@@ -68,3 +61,4 @@ for seed in $SEEDS; do
     done
   done
 done
+some_offered

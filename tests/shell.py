@@ -57,6 +57,11 @@ class Shell:
         )
 
     @property
+    def settings(self):
+        """What stands before the commands that scripts print."""
+        return f"OUTPUT={self.output} DATA=/d PYTHON={self.python} "
+
+    @property
     def calls(self):
         text = self.calls_file.read_text() if self.calls_file.exists() else ""
         return text.replace(f"{self.output}/", "").splitlines()

@@ -98,7 +98,7 @@ def test_a_second_time_only_the_table_is_made(ablate):
 def test_train_py_is_asked_again_about_results_older_than_a_config(ablate, tmp_path):
     ablate("components", SEEDS="1")
     ablate.calls()
-    (old,) = (tmp_path / "ablate/components/lskip").glob("base2new/train_base/**/result.json")
+    (old,) = (tmp_path / "ablate/components/lskip").glob("base2new/test_new/**/result.json")
     os.utime(old, (0, 0))
     ablate("components", SEEDS="1")
     (call, _) = ablate.calls()
@@ -118,7 +118,8 @@ def test_a_failing_run_does_not_stop_the_others_and_its_command_is_listed(ablate
     calls = ablate.calls()
     assert (done.returncode, len(calls)) == (1, 6 * 2 - 1 + 1)  # all but the test that has no model, and the table
     listed = done.stderr[done.stderr.index("These runs failed") :].splitlines()[1:]
-    settings = f"OUTPUT={tmp_path}/ablate/omega/4 OPTIONS='{MEMORY.strip()} TRAINER.SKIPTUNING.OMEGA 4'"
+    settings = f"OUTPUT={tmp_path}/ablate/omega/4 DATA=/d PYTHON={tmp_path}/python"
+    settings += f" OPTIONS='{MEMORY.strip()} TRAINER.SKIPTUNING.OMEGA 4'"
     assert listed == [f"  {settings} bash {ROOT}/scripts/skip/base2new_{part}.sh emoji 1" for part in ("train", "test")]
 
 

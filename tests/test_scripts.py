@@ -178,7 +178,7 @@ def test_scripts_of_a_method_call_and_name_those_beside_them(shell):
     done = shell("coop/base2new_test.sh", "dtd", "2")
     assert f"bash {ROOT}/scripts/coop/base2new_train.sh dtd 2" in done.stderr
     done = shell("coop/reproduce_base2new.sh", "dtd", SEEDS="1", FAIL_ON="train_base")
-    assert f"  bash {ROOT}/scripts/coop/base2new_train.sh dtd 1" in done.stderr.splitlines()
+    assert f"  {shell.settings}bash {ROOT}/scripts/coop/base2new_train.sh dtd 1" in done.stderr.splitlines()
     assert all("--trainer CoOp " in call for call in shell.calls[:-1])
 
 
@@ -280,8 +280,8 @@ def test_reproduce_base2new_goes_on_after_a_failure_and_lists_it(shell):
     assert shell.calls[-1] == "parse_test_res.py base2new"
     listed = done.stderr[done.stderr.index("These runs failed") :].splitlines()[1:]
     assert listed == [
-        f"  bash {ROOT}/scripts/skip/base2new_train.sh dtd 1",
-        f"  bash {ROOT}/scripts/skip/base2new_test.sh dtd 1",
+        f"  {shell.settings}bash {ROOT}/scripts/skip/base2new_train.sh dtd 1",
+        f"  {shell.settings}bash {ROOT}/scripts/skip/base2new_test.sh dtd 1",
     ]
 
 

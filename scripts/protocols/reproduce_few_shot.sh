@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Few-shot with 1, 2, 4, 8 and 16 shots on the given datasets (default: all eleven) with every seed in SEEDS, then the table.
+# Few-shot with 1, 2, 4, 8 and 16 shots on the given datasets (default: all eleven) with every seed in SEEDS, then the
+# table.
 . "$(dirname "$0")/../common.sh"
 arguments "[DATASET ...]" 0 99 "$@"
 
