@@ -7,14 +7,25 @@
 #   bash sweeps/run.sh table1 progress                                        how many are done, and the time left
 #   bash sweeps/run.sh table1 table -c1                                       the table of what is finished
 set -euo pipefail
+called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 engine=${SNAKEMAKE:-.venv-sweep/bin/snakemake}
 sweep=${1:-}
-if [ -e "sweeps/$sweep.yaml" ]; then sweep=sweeps/$sweep.yaml; fi
-if [ ! -f "$sweep" ]; then
-  echo "usage: bash sweeps/run.sh $(basename -s .yaml sweeps/*.yaml | paste -sd '|')|FILE.yaml [FLAGS OF SNAKEMAKE]" >&2
+names=$(basename -s .yaml sweeps/*.yaml | paste -sd '|')
+case $sweep in
+  "" | -*)
+    echo "usage: bash sweeps/run.sh $names|FILE.yaml [FLAGS OF SNAKEMAKE]" >&2
+    exit 2 ;;
+  /*) file=$sweep ;;
+  *)
+    file=sweeps/$sweep.yaml
+    if [ ! -e "$file" ]; then file=$called_from/$sweep; fi ;;
+esac
+if [ ! -f "$file" ]; then
+  echo "Error: there is no file $file; give the path of a sweep, or one of $names" >&2
   exit 2
 fi
+sweep=$file
 if [ ! -x "$engine" ]; then
   echo "Error: there is no Snakemake in $engine; get it with: make sweep-setup" >&2
   exit 2

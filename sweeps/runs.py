@@ -41,10 +41,21 @@ class Run:
         return [newest(tuple(self.reads)), *self.after]
 
 
+def read(path: str) -> dict:
+    """What a sweep's file says. ValueError if it is no YAML, or has no keys."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} has no lines 'key: value'; sweeps/table1.yaml shows what a sweep has")
+    return config
+
+
 def check(config: dict) -> None:
     """ValueError names what is wrong in a sweep's file, and what to do."""
     if unknown := config.keys() - KEYS:
-        raise ValueError(f"a sweep has no '{min(unknown)}'; it has: {', '.join(sorted(KEYS))}")
+        raise ValueError(f"a sweep has no '{min(map(str, unknown))}'; it has: {', '.join(sorted(KEYS))}")
     for key in ("datasets", *LISTS):
         if not isinstance(config.get(key, []), list):
             raise ValueError(f"'{key}' must be a list, such as [a, b], not {config[key]!r}")
@@ -52,7 +63,7 @@ def check(config: dict) -> None:
 
 def settings(config: dict) -> dict[str, str]:
     """The variables for the scripts that are the same in the whole sweep."""
-    return {key.upper(): str(config[key]) for key in TEXTS if config.get(key)}
+    return {key.upper(): os.path.expanduser(str(config[key])) for key in TEXTS if config.get(key)}
 
 
 @functools.cache
@@ -84,7 +95,7 @@ def listed(config: dict) -> list[list[str]]:
         text=True,
     )
     if script.returncode:
-        raise ValueError(script.stderr.strip())
+        raise ValueError(script.stderr.strip().removeprefix("Error: "))
     return [line.split("\t") for line in script.stdout.splitlines()]
 
 
@@ -125,7 +136,9 @@ def progress(config: dict, now: float | None = None) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python sweeps/runs.py sweeps/table1.yaml")
     try:
-        print(progress(yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))))
-    except (IndexError, OSError, ValueError) as error:
-        sys.exit(f"Error: {error}; usage: python sweeps/runs.py sweeps/table1.yaml")
+        print(progress(read(sys.argv[1])))
+    except (OSError, ValueError) as error:
+        sys.exit(f"Error: {error}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The runs of a sweep, one a line, fields separated by tabs: stage, dataset, seed, shots, trainer, preset, folder, config
-# files. sweeps/runs.py reads them; the settings are those of scripts/list.sh.
+# The runs of a sweep, one a line, fields separated by tabs: stage, dataset, seed, shots, trainer, preset, folder,
+# config files. sweeps/runs.py reads them; the settings are those of scripts/list.sh.
 . "$(dirname "$0")/../scripts/common.sh"
 arguments "base2new|few_shot|xd [DATASET ...]" 1 999 "$@"
 protocol=$1
@@ -11,16 +11,22 @@ case $protocol in
   xd) datasets=${*:-$TARGETS $VARIANTS} numbers=${SHOTS:-} ;;
   *) fail 2 "Error: there is no protocol $protocol; choose base2new, few_shot or xd" ;;
 esac
+check_names "$datasets"
 
-# one STAGE DATASET: prints this run, if its trainer has such a recipe.
+# one STAGE DATASET: prints this run, if its trainer has such a recipe. Stops at a result of other settings, which
+# Snakemake would take for this run's.
 one() {
-  local shots cfg folder files
+  local shots cfg folder model told files words="$2 $seed"
   place "$1" "$2" "$seed"
-  if offered; then
-    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s' "$1" "$2" "$seed" "$shots" "$TRAINER" "$PRESET" "$folder"
-    printf '\t%s' "${files[@]}"
-    echo
+  if ! offered; then return; fi
+  if [ -e "$folder/result.json" ] && ! same_settings; then
+    if [ "$1" = xd_train ]; then words=$seed; fi
+    fail 1 "Error: the run in $folder is noted with other settings; give the sweep another output. If its settings" \
+      "are these, this notes them: $(given "$2" TRAINER PRESET)bash scripts/protocols/$1.sh $words"
   fi
+  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s' "$1" "$2" "$seed" "$shots" "$TRAINER" "$PRESET" "$folder"
+  printf '\t%s' "${files[@]}"
+  echo
 }
 
 for seed in $SEEDS; do
@@ -41,3 +47,4 @@ for seed in $SEEDS; do
     done
   done
 done
+some_offered

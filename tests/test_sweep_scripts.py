@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from sweeps.runs import runs
 from tests.shell import ROOT, Shell, command
 
 
@@ -30,6 +32,12 @@ def test_demo_a_second_time_prints_the_table_at_once(shell):
     shell.calls_file.unlink()
     assert shell("demo.sh").returncode == 0
     assert shell.calls[1:] == [f"parse_test_res.py {shell.output} --html results.html"]
+
+
+def test_demo_leaves_nothing_in_the_folder_of_temporary_files(shell):
+    (shell.folder / "tmp").mkdir()
+    assert shell("demo.sh", TMPDIR=shell.folder / "tmp").returncode == 0
+    assert list((shell.folder / "tmp").iterdir()) == []
 
 
 def test_demo_without_the_pages_libraries_says_how_to_get_one(shell):
@@ -73,6 +81,16 @@ def test_compare_runs_every_recipe_of_every_method_and_seed_and_prints_the_paper
     folder = "base2new/train_base/emoji/shots_5"
     assert trained == [f"{folder}/{recipe}/seed{seed}" for seed in "12" for recipe in recipes]
     assert len(calls) == 2 * len(trained)  # each tested on the new classes, too
+
+
+def test_the_sweep_of_the_embedded_dataset_is_what_compare_runs(shell):
+    settings = yaml.safe_load((ROOT / "sweeps/emoji.yaml").read_text())
+    assert settings["seeds"] == [1, 2, 3] and settings["output"] == "output/compare"  # as is by default
+    shell("compare.sh", "emoji", SEEDS="1")
+    folders = [call.split("--output-dir ")[1].split()[0] for call in shell.calls[:-1]]
+    found = runs(settings | {"seeds": [1], "output": str(shell.output)})  # it would refuse other settings
+    assert sorted(found) == sorted(f"{shell.output}/{folder}" for folder in folders)
+    assert {run.command.split("OPTIONS=")[1].split("'")[0] for run in found.values()} == {"TRAIN.MEASURE_MEMORY True"}
 
 
 def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
