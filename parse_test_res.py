@@ -37,7 +37,7 @@ from results.tables import (
 
 def print_tables(runs: list[Run], args: argparse.Namespace) -> None:
     """All tables, or their numbers alone with `--csv -`. Raises OSError if the file can't be written."""
-    tables = build_tables(runs, args.ci95)
+    tables = build_tables(runs, args.ci95, args.keyword)
     published = Published() if args.paper else None
     if args.csv == "-":
         print(csv_text(tables, published), end="")
@@ -67,7 +67,7 @@ def write_page(runs: list[Run], problems: dict[Path, str], top: Path, args: argp
     """The page and the figures that were asked for. Raises ImportError if what they need isn't installed; OSError."""
     from results import page, paint  # here, as they take PyTorch along
 
-    tables = build_tables(runs, args.ci95)
+    tables = build_tables(runs, args.ci95, args.keyword)
     said = sys.stderr if args.csv == "-" else sys.stdout
     if args.html:
         published = Published() if args.keyword == "accuracy" else None

@@ -90,7 +90,7 @@ def parse(argv):
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA if present")
     flag("--eval-only", action="store_true", default=None, help="test --model-dir's weights")
     flag("--model-dir", help="folder of the training run to test")
-    flag("--load-epoch", type=int, help="epoch to test (default: the last one saved)")
+    flag("--load-epoch", type=int, help="epoch to test (default: the best one if it was kept, else the last)")
     flag("--no-train", action="store_true", help="build everything, then stop")
     flag("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="any config option, as often as needed")
     args = parser.parse_args(argv)

@@ -4,6 +4,7 @@ A chart has views, mostly one for each dataset, and a view has series, mostly on
 where a method has no number, its series has no point.
 """
 
+import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,8 +226,8 @@ def split_grids(tables: list[Table]) -> tuple[list[Table], dict[Path, list[Table
     return [table for table in tables if id(table) not in inside], grids
 
 
-def grid_charts(folder: Path, tables: list[Table]) -> list[Chart]:
-    """The paper's Figure 4 for one ablation: accuracy, and costs as shares of the largest."""
+def grid_charts(folder: Path, tables: list[Table], title: str) -> list[Chart]:
+    """The paper's Figure 4 for one ablation: accuracy, and costs as shares of the largest, where runs say them."""
     accuracy, costs = {}, {}
     for label, rows in collect(tables, folder).items():
         view = ", ".join(filter(None, label))
@@ -245,10 +246,11 @@ def grid_charts(folder: Path, tables: list[Table]) -> list[Chart]:
             series.y = [100 * value / largest for value in series.y]
             series.spread = [None] * len(series.y)
             costs[view].append(series)
-    return [
-        Chart("lines", f"{folder.name}: accuracy", folder.name, "%", accuracy, methods=False),
-        Chart("lines", f"{folder.name}: costs", folder.name, "% of the largest", costs, methods=False),
+    charts = [
+        Chart("lines", f"{title}: {tables[0].keyword}", folder.name, "%", accuracy, methods=False),
+        Chart("lines", f"{title}: costs", folder.name, "% of the largest", costs, methods=False),
     ]
+    return [chart for chart in charts if any(chart.views.values())]
 
 
 # --- all ------------------------------------------------------------------------------------------------
@@ -260,7 +262,8 @@ def title_of(table: Table, tables: list[Table]) -> str:
     folder = table.where.name if same.count((table.protocol, table.shots, table.backbone)) > 1 else ""
     if folder == table.where.name and table.where.parent.name:
         folder = f"{table.where.parent.name}/{folder}"
-    return ", ".join(filter(None, [table.protocol, shots_name(table.shots), table.backbone, folder]))
+    metric = table.keyword if table.keyword != "accuracy" else ""
+    return ", ".join(filter(None, [table.protocol, metric, shots_name(table.shots), table.backbone, folder]))
 
 
 def build_charts(tables: list[Table]) -> list[Chart]:
@@ -272,5 +275,7 @@ def build_charts(tables: list[Table]) -> list[Chart]:
         for make in CHARTS.get(table.protocol, ()):
             charts.append(make(table, title_of(table, of_methods), names))
     for folder, some in grids.items():
-        charts += grid_charts(folder, some)
+        alone = [other.name for other in grids].count(folder.name) == 1
+        title = folder.name if alone else os.path.relpath(folder, os.path.commonpath(grids))
+        charts += grid_charts(folder, some, title)
     return [chart for chart in charts if chart is not None]

@@ -17,7 +17,7 @@ from pathlib import Path
 from .ablation import ACCURACIES
 from .costs import over
 from .layout import table_text
-from .openworld import FILE, add_joined
+from .openworld import add_joined
 from .published import Published, with_extra
 from .read import BESIDE, read_folder
 from .tables import (
@@ -137,9 +137,8 @@ def compare(table: Table) -> list[dict]:
 def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
     """The tables of a comparison's folder, for `layout` -> (figures, problems)."""
     runs, problems = read_folder(folder)
-    if any((run.file.parent / FILE).is_file() for run in runs):
-        runs, unjoined = add_joined(runs)
-        problems |= unjoined
+    runs, unjoined = add_joined(runs, kept_only=True)
+    problems |= unjoined
     tables = [table for table in build_tables(runs) if table.protocol == "base2new"]
     found = [figure for table in tables for figure in compare(table)]
     return found + [with_extra()] * bool(found), problems

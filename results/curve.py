@@ -13,6 +13,7 @@ Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 
 import math
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from .ablation import ACCURACIES, collect, is_number
@@ -51,16 +52,23 @@ def levels(curves: list[list[tuple[float, float]]]) -> list[float]:
 
 
 def methods(grids: dict[tuple, dict[str, Row]]) -> dict[tuple, dict[str, dict[str, Row]]]:
-    """What `ablation.collect` gives -> {(dataset, shots, backbone): {method: {rate: row}}}."""
-    found = {}
-    for (dataset, trainer, _, shots, backbone), rows in grids.items():
+    """What `ablation.collect` gives -> {(dataset, shots, backbone): {method: {rate: row}}}.
+
+    Where two recipes of a trainer would have one name, their configs tell them apart.
+    """
+    found = defaultdict(lambda: defaultdict(dict))
+    for (dataset, trainer, config, shots, backbone), rows in grids.items():
         rows = {rate: row for rate, row in rows.items() if is_number(rate)}
-        if not rows:
-            continue
-        preset = next(iter(rows.values())).preset
-        name = trainer if preset in ("", "recommended", "matched") else f"{trainer} ({preset})"
-        found.setdefault((dataset, shots, backbone), {})[name] = rows
-    return found
+        if rows:
+            preset = next(iter(rows.values())).preset
+            name = trainer if preset in ("", "recommended", "matched") else f"{trainer} ({preset})"
+            found[dataset, shots, backbone][name][f"{trainer} ({config})"] = rows
+    named = {}
+    for label, short in found.items():
+        named[label] = {}
+        for name, curves in short.items():
+            named[label] |= curves if len(curves) > 1 else {name: next(iter(curves.values()))}
+    return named
 
 
 def points_of(rows: dict[str, Row]) -> list[tuple[float, float]]:

@@ -183,13 +183,16 @@ def join(base: Path, new: Path) -> dict[str, float]:
 # --- many runs ------------------------------------------------------------------------------------------
 
 
-def add_joined(runs: list[Run]) -> tuple[list[Run], dict[Path, str]]:
-    """-> (the runs, those on new classes with the numbers of both halves, {folder: why there are none})."""
+def add_joined(runs: list[Run], kept_only: bool = False) -> tuple[list[Run], dict[Path, str]]:
+    """-> (the runs, those on new classes with the numbers of both halves, {folder: why there are none}).
+
+    kept_only: pairs of which a half kept no logits are left as they are, without a word.
+    """
     bases = {halves(run): run for run in runs if run.part == "train_base"}
     found, problems = [], {}
     for run in runs:
         base = bases.get(halves(run)) if run.part == "test_new" else None
-        if base:
+        if base and (not kept_only or all((half.file.parent / FILE).is_file() for half in (base, run))):
             try:
                 run = replace(run, beside=run.beside | join(base.file.parent, run.file.parent))
             except Broken as error:

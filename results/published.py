@@ -20,6 +20,7 @@ class Published:
     def __init__(self) -> None:
         with open(PUBLISHED, newline="", encoding="utf-8") as file:
             self.rows = {tuple(row[key] for key in KEYS): row for row in csv.DictReader(file)}
+        self.datasets = {row["dataset"] for row in self.rows.values()}  # "Average of 11" is one of them
 
     def find(self, protocol: str, method: str, dataset: str, shots: str, metric: str) -> dict[str, str]:
         """The line for one cell ({"value": "76.47", "source": ..., "note": ...}), or {} if no paper has it."""

@@ -8,7 +8,7 @@ import functools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -213,17 +213,42 @@ def read_run(folder: Path, top: Path, keyword: str = "accuracy", test_log: bool 
 # --- many folders ---------------------------------------------------------------------------------------
 
 
-def find_runs(top: Path) -> list[Path]:
-    """Folders at or below `top` that hold a result or a log, and seed folders that should."""
-    found = []
-    for folder, below, files in os.walk(top):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        has_output = any(name == "result.json" or name.startswith("log.txt") for name in files)
-        if has_output or re.fullmatch(SEED, os.path.basename(folder)):
-            found.append(Path(folder))
-            if found[-1] != top:  # a run holds no runs; the root may, if it was once used as an output folder
+def visible_folders(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk without hidden folders, through links, too: each folder once, by its own name where that is below `top`.
+
+    A name that the reader takes out of the list of folders isn't visited.
+    """
+    seen, links = set(), [str(top)]
+    while links:
+        for folder, below, files in os.walk(links.pop(0)):
+            real = os.path.realpath(folder)
+            if real in seen:
                 below.clear()
-    return found
+                continue
+            seen.add(real)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            yield folder, below, files
+            links += [path for name in below if os.path.islink(path := os.path.join(folder, name))]
+
+
+def find_runs(top: Path) -> list[Path]:
+    """Folders at or below `top` that hold a result or a log, and seed folders that should.
+
+    A run holds no runs, but for `top`, if that was once used as an output folder. A log above runs, such as that of
+    nohup, makes no run of its folder.
+    """
+    found, only_logs = [], set()
+    for folder, below, files in visible_folders(top):
+        path = Path(folder)
+        if "result.json" in files or re.fullmatch(SEED, path.name):
+            found.append(path)
+            if path != top:
+                below.clear()
+        elif any(name.startswith("log.txt") for name in files):
+            found.append(path)
+            only_logs.add(path)
+    above = {parent for path in found for parent in path.parents}
+    return [path for path in found if path == top or path not in only_logs & above]
 
 
 def read_all(

@@ -52,6 +52,7 @@ class Row:
     trials: int | None = None  # of the recipe, where a run says it
     bins: dict[str, list[dict]] = field(default_factory=dict)  # {column: calibration's bins of each run}
     mark: str = ""  # tells apart what would stand under one dataset's name
+    over: tuple[str, ...] = ()  # the datasets of an average
 
     @property
     def name(self) -> str:
@@ -69,6 +70,7 @@ class Table:
     shots: int | None  # -1: all training images; None where each column or row has its own
     rows: list[Row]
     averages: list[Row]
+    keyword: str = "accuracy"  # the metric
 
     @property
     def columns(self) -> list[str]:
@@ -76,7 +78,9 @@ class Table:
         if self.protocol == "few_shot":
             found = {column for row in self.rows for column in row.cells}
             return sorted(found, key=lambda column: math.inf if column == "all" else int(column))
-        return ["Base", "New", "H"] if self.protocol == "base2new" else ["Accuracy"]
+        if self.protocol != "base2new":
+            return ["Accuracy"]
+        return ["Base", "New"] if self.keyword == "error" else ["Base", "New", "H"]
 
     def has(self, column: str) -> bool:
         """Whether any row has a value there."""
@@ -173,30 +177,52 @@ def kind(protocol: str, dataset: str) -> str:
 
 
 def averages(protocol: str, rows: list[Row]) -> list[Row]:
-    """A row for each trainer and config, over the datasets for which none of its columns is empty."""
+    """A row for each trainer and config, over the datasets for which none of its columns is empty.
+
+    A dataset that stands in the table with other images as well is in no average. An average says its datasets where
+    another row's are others.
+    """
+    mixed = {dataset for dataset, splits in splits_of(rows).items() if len(splits - {None}) > 1}
     found = []
     for (trainer, config, tested), members in group(rows, lambda row: (row.trainer, row.config, row.tested)).items():
         columns = {name for row in members for name in row.cells} - {*COSTS, *BESIDE}
-        full = [row for row in members if columns <= set(row.cells)]
+        full = [row for row in members if columns <= set(row.cells) and row.dataset not in mixed]
         for which, some in group(full, lambda row: kind(protocol, row.dataset)).items():
             if len(some) > 1:
-                name = f"Average of {len(some)}{which}"
-                row = Row(name, trainer, config, over_datasets(some), preset=some[0].preset, tested=tested)
+                name, over = f"Average of {len(some)}{which}", tuple(row.dataset for row in some)
+                row = Row(name, trainer, config, over_datasets(some), preset=some[0].preset, tested=tested, over=over)
                 found.append(row)
+    for which in group(found, lambda row: kind(protocol, row.over[0])).values():
+        name_sets(which)
     return sorted(found, key=lambda row: (row.dataset, row.trainer, row.config, row.tested))
+
+
+def name_sets(rows: list[Row]) -> None:
+    """An average that lacks a dataset of another's doesn't compare with it, so it says which it is over, or without."""
+    everything = {dataset for row in rows for dataset in row.over}
+    for row in rows:
+        if lacking := sorted(everything - {*row.over}):
+            shorter = ", ".join(row.over) if len(row.over) <= len(lacking) else f"without {', '.join(lacking)}"
+            row.dataset += f" ({shorter})"
+
+
+def splits_of(rows: list[Row]) -> dict[str, set[str | None]]:
+    """{dataset: the splits it stands in the table with}; None: older files and logs don't say it."""
+    splits = defaultdict(set)
+    for row in rows:
+        splits[row.dataset].add(row.split)
+    return splits
 
 
 def mark_splits(rows: list[Row]) -> None:
     """Names the split of each row whose dataset stands in the table with several."""
-    splits = defaultdict(set)
-    for row in rows:
-        splits[row.dataset].add(row.split)
+    splits = splits_of(rows)
     for row in rows:
         if len(splits[row.dataset]) > 1:
             row.mark = f" [{(row.split or 'unknown split')[:8]}]"
 
 
-def build_tables(runs: list[Run], ci95: bool = False) -> list[Table]:
+def build_tables(runs: list[Run], ci95: bool = False, keyword: str = "accuracy") -> list[Table]:
     """Every protocol, place, backbone and number of shots is a table. ci95: the spread is half of the 95% interval."""
 
     def place(run: Run) -> tuple:
@@ -209,10 +235,13 @@ def build_tables(runs: list[Run], ci95: bool = False) -> list[Table]:
     tables = []
     for (protocol, where, backbone, shots), members in group(runs, place).items():
         rows = [make_row(found, key[-1], ci95) for key, found in group(members, experiment).items()]
+        for row in rows if keyword == "error" else ():
+            row.cells.pop("H", None)  # a harmonic mean rewards an error of 0 in one half
         rows.sort(key=lambda row: kind(protocol, row.dataset) != "source")
         mark_splits(rows)
         means = averages(protocol, rows) if protocol != "other" else []
-        tables.append(Table(protocol, where, backbone, None if shots == math.inf else shots, rows, means))
+        shared = None if shots == math.inf else shots
+        tables.append(Table(protocol, where, backbone, shared, rows, means, keyword))
     return tables
 
 
@@ -232,9 +261,12 @@ def paper_value(table: Table, row: Row, column: str, published: Published | None
     """The line of the papers' file that belongs beside a cell of ours, or {}."""
     if published is None or table.backbone not in (BACKBONE, "") or row.tested != "test":
         return {}
+    if any(name not in published.datasets for name in row.over if not kind(table.protocol, name)):
+        return {}  # an average over as many datasets, but others
     shots, metric = (column, "Accuracy") if table.protocol == "few_shot" else (str(table.shots), column)
     method = row.trainer + ("†" if row.preset == "cached" else "")  # the paper's mark for cached features
-    return published.find(table.protocol, method, row.dataset, shots, metric)
+    dataset = row.dataset.partition(" (")[0]  # an average may say its datasets
+    return published.find(table.protocol, method, dataset, shots, metric)
 
 
 def cell_records(tables: Iterable[Table], published: Published | None = None) -> list[dict]:
@@ -245,6 +277,7 @@ def cell_records(tables: Iterable[Table], published: Published | None = None) ->
     records = []
     for table in tables:
         place = {"protocol": table.protocol, "folder": str(table.where), "backbone": table.backbone}
+        place["keyword"] = table.keyword
         for row in table.rows + table.averages:
             known = place | {"shots": table.shots, "dataset": row.dataset, "trainer": row.trainer, "config": row.config}
             known |= {"preset": row.preset, "tested": row.tested, "split": row.split}
@@ -259,11 +292,14 @@ def cell_records(tables: Iterable[Table], published: Published | None = None) ->
 
 
 def csv_text(tables: Iterable[Table], published: Published | None = None) -> str:
-    """Tidy, at full precision: one number a line, the same columns for every protocol."""
+    """Tidy, at full precision: one number a line, whose metric says another keyword than accuracy (Base macro_f1)."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(cell_records(tables, published))
+    for record in cell_records(tables, published):
+        if record["keyword"] != "accuracy" and record["metric"] not in (*COSTS, *BESIDE):
+            record["metric"] = f"{record['metric']} {record['keyword']}".removeprefix("Accuracy ")
+        writer.writerow(record)
     return text.getvalue()
 
 
@@ -354,7 +390,8 @@ def titled(table: Table, what: str, columns: list, lines: list[dict]) -> dict:
     """A figure of these columns and lines. What is the same in all lines stands in the title only."""
     same = [key for key in ("dataset", "config") if len({line[key] for line in lines}) == 1]
     constant = [lines[0][key] for key in same]
-    title = ", ".join(filter(None, [what, *constant, shots_name(table.shots), table.backbone]))
+    metric = table.keyword if table.keyword != "accuracy" else ""
+    title = ", ".join(filter(None, [what, metric, *constant, shots_name(table.shots), table.backbone]))
     return {"title": title, "columns": [column for column in columns if column[0] not in same], "rows": lines}
 
 
@@ -362,7 +399,7 @@ def notes(tables: list[Table], ci95: bool = False, published: Published | None =
     """What a reader must know about the numbers above."""
     if tables:
         yield f"mean ± {spread_name(ci95)} over n seeds; a single run has no spread"
-    if any(table.protocol == "base2new" for table in tables):
+    if any("H" in table.columns for table in tables):
         yield "H: mean over seeds; in an average row: harmonic mean of its Base and New, as in the papers"
     if any(table.has(name) for table in tables for name in COSTS):
         yield "Train s: feature extraction, in brackets, included; Peak MB: peak memory in training"
@@ -381,7 +418,7 @@ def print_problems(problems: dict[Path, str]) -> None:
     """What is missing or broken, on stderr."""
     sys.stdout.flush()  # so that they come last where both streams go to one file, too
     if problems:
-        print(f"\nMissing or broken, and not in the numbers above ({len(problems)}):", file=sys.stderr)
+        print(f"\nMissing or broken, and the numbers above do without ({len(problems)}):", file=sys.stderr)
     for folder, reason in sorted(problems.items()):
         print(f"  {shown(folder)}: {reason}", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 
@@ -58,8 +59,8 @@ def test_every_method_has_its_row_its_trials_and_its_choice(plant, search):
         plant(0.01, 20.0 + seed, seed=seed, trainer="CoOp")
     code, rows, written = search()
     assert code == 0, written.err
-    assert rows["SkipTuning"] == ["recommended", "40.00 ±0.00", "45.00 ±0.00", "4", "0.01"]
-    assert rows["CoOp"][-2:] == ["2", "0.01"]
+    assert rows["SkipTuning"] == ["recommended", "40.00 ±0.00", "45.00 ±0.00", "2", "0.01"]
+    assert rows["CoOp"][-2:] == ["1", "0.01"]
 
 
 def test_test_images_and_new_classes_have_no_say(plant, search, tmp_path, capsys):
@@ -72,6 +73,33 @@ def test_test_images_and_new_classes_have_no_say(plant, search, tmp_path, capsys
     assert choose.main([str(tmp_path)]) == 1  # with the run on new classes
     written = capsys.readouterr()
     assert "not a training on the base classes" in written.err and "99" not in written.out
+
+
+def test_configs_of_one_preset_are_no_seeds_of_one_method(plant, search):
+    plant(0.01, 50.0, config="a")
+    plant(0.01, 90.0, config="b")
+    code, _, written = search()
+    assert code == 0, written.err
+    lines = [re.split(r"\s{2,}", line.strip())[:3] for line in written.out.splitlines() if "SkipTuning" in line]
+    assert lines == [["SkipTuning", "recommended (a)", "50.00"], ["SkipTuning", "recommended (b)", "90.00"]]
+
+
+def test_rates_without_all_seeds_are_named(plant, search):
+    for seed in (1, 2, 3):
+        plant(0.1, 40.0 + seed, seed=seed)
+    plant(0.01, 43.0)
+    code, _, written = search()
+    assert code == 1
+    assert "SkipTuning at rate 0.01 lacks seeds that others have (2, 3): search again" in written.err
+
+
+def test_a_run_that_is_there_twice_is_named_and_counts_no_more(plant, search, tmp_path):
+    plant(0.01, 45.0)
+    first, _ = plant(0.1, 90.0)
+    shutil.copytree(tmp_path / "0.1", tmp_path / "0.1/again")
+    code, rows, written = search()
+    assert (code, rows["SkipTuning"][-2:]) == (1, ["1", "0.01"])
+    assert written.err.count("the same experiment and seed as") == 2 and str(first.parent) in written.err
 
 
 def test_a_folder_without_runs_names_the_command_for_it(tmp_path, capsys):
@@ -108,3 +136,14 @@ def test_tables_have_the_points_in_order_and_new_at_equal_base(plant, tmp_path, 
     assert at_equal_base == ["36.0", "35.6", "35.2", "34.8", "34.4", "34.0"]
     assert any(re.match(r"ZeroshotCLIP +0 +45.00", line) for line in lines)
     assert list(tmp_path.glob("*.png"))
+
+
+def test_two_recipes_of_one_trainer_are_two_curves(plant, tmp_path, capsys):
+    for rate, base in ((0.01, 60.0), (0.001, 50.0)):
+        plant(rate, base, tested="test")
+        plant(rate, base + 5, tested="test", config="embedded_matched")
+        plant(rate, base, tested="test", trainer="CoOp", config="embedded_matched")
+    assert curve.main([str(tmp_path)]) == 0
+    lines = [re.split(r"\s{2,}", line.strip())[:3] for line in capsys.readouterr().out.splitlines()]
+    assert ["SkipTuning (embedded)", "0.01", "60.00"] in lines
+    assert ["SkipTuning (embedded_matched)", "0.01", "65.00"] in lines and ["CoOp", "0.01", "60.00"] in lines

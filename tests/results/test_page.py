@@ -193,6 +193,25 @@ class TestCharts:
         assert {line.name: (line.x, line.y) for line in series}["Base"] == (["2", "10"], [78, 70])
         assert costs.title == "omega: costs"
 
+    def test_ablations_of_one_name_have_charts_and_files_of_their_own(self, plant_run, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        for place in ("one/lr", "two/lr"):
+            for point in (0.1, 1):
+                plant_run(tmp_path / f"{place}/{point}", 80 - point, 60)
+        main([str(tmp_path), "--figures", str(tmp_path / "out")])
+        names = [file.name for file in (tmp_path / "out").glob("*.png")]
+        assert sorted(names) == [f"{place}_lr_{what}.png" for place in ("one", "two") for what in ("accuracy", "costs")]
+
+    def test_a_grid_without_costs_has_no_chart_of_them(self, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        for point in ("0.1", "1"):
+            for part in ("train_base", "test_new"):
+                folder = tmp_path / f"lr/{point}/base2new/{part}/dtd/shots_5/CoOp/vit_b16/seed1"
+                folder.mkdir(parents=True)
+                folder.joinpath("log.txt").write_text("Finish training\n=> result\n* accuracy: 60%\n")
+        main([str(tmp_path), "--figures", str(tmp_path / "out")])
+        assert [file.name for file in (tmp_path / "out").glob("*.png")] == ["lr_accuracy.png"]
+
     def test_two_recipes_of_a_method_have_two_names(self, plant_run, tmp_path):
         plant_run(tmp_path, 80, 60, config="embedded")
         plant_run(tmp_path, 70, 60, config="embedded_matched")

@@ -256,6 +256,31 @@ class TestTogether:
         assert find_runs(tmp_path) == [] and check_together([]) == ([], {})
 
 
+class TestFinding:
+    def test_links_to_folders_are_followed_and_each_folder_is_read_once(self, put, tmp_path):
+        put(f"scratch/{BASE}", new())
+        put(f"scratch/{NEW}", new(subsample="new"))
+        top = tmp_path / "output"
+        top.mkdir()
+        (top / "base2new").symlink_to(tmp_path / "scratch/base2new")
+        (top / "again").symlink_to(top)
+        runs, problems = read_folder(top)
+        assert not problems and sorted(run.file.parent for run in runs) == sorted([top / BASE, top / NEW])
+
+    def test_a_run_has_its_own_name_where_a_link_leads_to_it(self, put, tmp_path):
+        folder = put(BASE, new())
+        (folder.parent / "latest").symlink_to("seed1")
+        (tmp_path / "a").symlink_to("base2new")
+        assert find_runs(tmp_path) == [folder]
+
+    def test_a_log_above_runs_hides_none_and_is_none(self, put, tmp_path):
+        folder = put(f"run/{BASE}", new())
+        (tmp_path / "run/log.txt").write_text("nohup: ignoring input\n")
+        (tmp_path / "lone").mkdir()
+        (tmp_path / "lone/log.txt").write_text("Finish training\n* accuracy: 50%\n")
+        assert find_runs(tmp_path) == [tmp_path / "lone", folder]
+
+
 GOOD_BINS = {"count": [0, 2], "confidence": [None, 60.0], "accuracy": [None, 50.0]}
 
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from parse_test_res import main
-from results.read import read_folder
-from results.tables import CSV_COLUMNS, build_tables, cell_records, run_records, write_text
+from results.published import Published
+from results.read import dataset_stems, read_folder
+from results.tables import CSV_COLUMNS, build_tables, cell_records, paper_value, run_records, write_text
 
 
 @pytest.fixture
@@ -107,6 +108,73 @@ class TestCells:
         (table,) = tables(tmp_path)
         (row,) = table.rows
         assert row.cells["H"].n == 2 and row.preset == "recommended" and row.split == "a" * 64
+
+
+class TestAverages:
+    def test_those_over_other_datasets_have_other_names(self, plant, tmp_path, capsys):
+        names = {"dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101", "food101": "Food101"}
+        for trainer, datasets in {
+            "CoOp": names,
+            "KgCoOp": ["dtd", "eurosat"],
+            "TCP": ["dtd", "ucf101", "food101"],
+        }.items():
+            for dataset in datasets:
+                plant(80.0, 60.0, dataset=dataset, trainer=trainer, said={"dataset": names[dataset]})
+        (table,) = tables(tmp_path)
+        assert {row.trainer: row.name for row in table.averages} == {
+            "CoOp": "Average of 4",
+            "KgCoOp": "Average of 2 (dtd, eurosat)",
+            "TCP": "Average of 3 (without eurosat)",
+        }
+        main([str(tmp_path), "--csv", "-"])
+        assert "Average of 2 (dtd" in capsys.readouterr().out
+
+    def test_a_dataset_with_several_splits_is_in_none(self, plant, tmp_path):
+        for split, base in (("a", 80.0), ("b", 70.0)):
+            seed = 1 if split == "a" else 2
+            plant(base, 60.0, seed, dataset="custom", said={"dataset": "Custom", "split": split * 64})
+        for dataset, name in (("dtd", "DescribableTextures"), ("eurosat", "EuroSAT")):
+            plant(50.0, 40.0, dataset=dataset, said={"dataset": name})
+        (table,) = tables(tmp_path)
+        (row,) = table.averages
+        assert (row.over, row.cells["Base"].mean) == (("dtd", "eurosat"), 50.0)
+
+    def test_the_papers_stands_only_beside_one_over_its_datasets(self, plant, tmp_path):
+        published = Published()
+        names = {stem: name for name, stem in dataset_stems().items()}
+        eleven = sorted(name for name in published.datasets if name in names)
+        assert len(eleven) == 11
+        for dataset in [*eleven[1:], "emoji"]:
+            plant(80.0, 60.0, dataset=dataset, said={"dataset": names[dataset], "backbone": "ViT-B/16", "shots": 16})
+        (table,) = tables(tmp_path)
+        assert [row.name for row in table.averages] == ["Average of 11"]
+        assert paper_value(table, table.averages[0], "H", published) == {}
+        emoji = table.averages[0].over.index("emoji")
+        table.averages[0].over = tuple(eleven)
+        assert emoji >= 0 and paper_value(table, table.averages[0], "H", published)["value"]
+
+
+class TestKeyword:
+    def test_it_stands_in_titles_and_csv_unless_it_is_accuracy(self, plant, tmp_path, capsys):
+        plant(80.0, 60.0)
+        main([str(tmp_path)])
+        plain = capsys.readouterr().out
+        main([str(tmp_path), "--keyword", "macro_f1"])
+        assert capsys.readouterr().out == plain.replace("base2new, emoji", "base2new, macro_f1, emoji")
+        main([str(tmp_path), "--keyword", "macro_f1", "--csv", "-"])
+        lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        assert {"Base macro_f1", "New macro_f1", "H macro_f1", "Train s"} <= {line["metric"] for line in lines}
+        main([str(tmp_path), "--csv", "-"])
+        assert "macro_f1" not in capsys.readouterr().out
+
+    def test_errors_have_no_harmonic_mean(self, plant, tmp_path, capsys):
+        plant(80.0, 60.0)
+        plant(70.0, 60.0, dataset="dtd", said={"dataset": "DescribableTextures"})
+        main([str(tmp_path), "--keyword", "error"])
+        out = capsys.readouterr().out
+        assert "base2new, error" in out and "40.00" in out and " H " not in out and "H:" not in out
+        main([str(tmp_path), "--keyword", "error", "--csv", "-"])
+        assert ",H" not in capsys.readouterr().out
 
 
 class TestRecords:
