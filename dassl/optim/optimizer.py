@@ -73,9 +73,7 @@ def _fused(params):
 def _sgd(params, optim_cfg, common):
     momentum, dampening = optim_cfg.MOMENTUM, optim_cfg.SGD_DAMPNING
     if optim_cfg.SGD_NESTEROV and not (momentum > 0 and dampening == 0):
-        raise UserError(
-            "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0: set them"
-        )
+        raise UserError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0: set them")
     optimizer = torch.optim.SGD(
         params,
         **common,
