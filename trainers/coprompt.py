@@ -71,6 +71,7 @@ def read_sentences(path, names):
 class CoPrompt(FrozenCLIP):
     limits = {"N_CTX": COUNT, "PROMPT_DEPTH": COUNT, "LAMBDA": WEIGHT, "IMAGE_SHARE": SHARE, "TEXT_SHARE": SHARE}
     frozen_images = False
+    views_in_batch = 2
 
     def build(self):
         width = self.clip_model.visual.output_dim
