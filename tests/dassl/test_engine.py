@@ -219,8 +219,8 @@ def test_result_json_holds_every_key_and_ends_the_run(cfg):
     assert not os.path.exists(f"{cfg.OUTPUT_DIR}/resume.pt")
     result = json.loads(Path(cfg.OUTPUT_DIR, "result.json").read_text())
     keys = (
-        "protocol preset trials trainer dataset subsample shots seed backbone classnames config config_files tested accuracy"
-        " macro_f1 correct total calibration split images epochs workers seconds peak_memory_mb peak_rss_mb"
+        "protocol preset trials trainer dataset subsample shots seed backbone classnames config config_files tested"
+        " accuracy macro_f1 correct total calibration split images epochs workers seconds peak_memory_mb peak_rss_mb"
         " learned_parameters versions"
     )
     assert list(result) == keys.split()
