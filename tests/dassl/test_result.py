@@ -31,9 +31,9 @@ def test_protocol_preset_epochs_and_workers_are_those_of_the_run(written):
     assert (result["config"], result["config_files"]) == ("", [])
 
 
-def test_trials_are_the_recipes_or_unknown(written):
-    assert written()["trials"] is None
-    assert written("TRIALS", 7)["trials"] == 7
+@pytest.mark.parametrize(("said", "trials"), [(-1, None), (0, 0), (7, 7)])
+def test_trials_are_the_recipes_or_unknown(written, said, trials):
+    assert written("TRIALS", said)["trials"] == trials
 
 
 def test_split_is_the_datasets_own_hash_and_images_another(written):

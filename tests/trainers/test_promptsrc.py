@@ -83,13 +83,13 @@ def test_after_the_last_epoch_the_prompts_are_the_average_over_epochs(make_train
     gpa = ["TRAINER.PROMPTSRC.GPA_MEAN", "2.0", "TRAINER.PROMPTSRC.GPA_STD", "1.0", "OPTIM.MAX_EPOCH", "3"]
     trainer = make_trainer("PromptSRC", *opts("PromptSRC", 1, 1), *gpa)
     states = []
-    run_epoch = trainer.run_epoch
+    end_epoch = trainer.end_epoch
 
     def record():
-        run_epoch()
         states.append({name: value.clone() for name, value in trainer.learned.state_dict().items()})
+        end_epoch()
 
-    trainer.run_epoch = record
+    trainer.end_epoch = record
     trainer.train()
     side = math.exp(-0.5)
     for name, value in trainer.learned.state_dict().items():
