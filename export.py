@@ -33,8 +33,8 @@ targets:
                  PyTorch nor this project (needs pip install onnx onnxscript onnxruntime)
   head           the class features alone, for a program that has the untouched backbone's image features already
 
-The first two take methods whose result is a CLIP, head takes those that leave the image tower alone; the others are
-told why not. ONNX takes every method whose class features don't depend on the image.
+The first two take methods whose result is a CLIP, head takes those that leave image features and their comparison with
+the classes alone; the others are told why not. ONNX takes every method whose class features don't depend on the image.
 
 examples:
   python export.py --model-dir output/demo/.../SkipTuning/.../seed1 --to hf --out exported/
@@ -69,10 +69,16 @@ def check(args):
         raise MissingFile(f"No config.yaml in {run}; name the output folder of a run of train.py")
     if not (run / "result.json").is_file():
         raise UserError(f"The run in {run} has no result.json, it is not finished; give its command again")
+    if not out.name:
+        raise UserError(f"--out {out} is a folder that is there already; name a new one")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; name another folder")
     if args.torchscript and args.to != "openai":
         raise UserError("--torchscript is a form of --to openai; leave it out")
+    if args.results and args.to not in ("hf", "open_clip"):
+        raise UserError(f"--results is for the model card, which --to {args.to} doesn't write; leave it out")
+    for path in args.results:
+        read_result(path)
     result = read_result(run / "result.json")
     trainer = TRAINER_REGISTRY.get(result["trainer"])
     refuse(args.to, trainer)
@@ -99,7 +105,7 @@ def refuse(target, trainer):
 def refuse_head(trainer):
     """UserError unless logits are plain products of the untouched backbone's image features and class features."""
     methods = type(trainer)
-    plain = issubclass(methods, FrozenCLIP) and methods.frozen_images
+    plain = issubclass(methods, FrozenCLIP) and (methods.frozen_images or not trainer.get_model_names())
     plain = plain and methods.image_features is FrozenCLIP.image_features
     if not plain or methods.compare is not FrozenCLIP.compare:
         raise UserError(

@@ -1,6 +1,7 @@
 """Train and test one method on one dataset: command line -> configuration -> trainer -> result.json."""
 
 import argparse
+import difflib
 import os
 import random
 import sys
@@ -32,6 +33,7 @@ from dassl.utils import (
     set_random_seed,
     write_atomic,
 )
+from datasets.files import shorten
 
 RECIPES = Path(__file__).with_name("configs") / "trainers"
 
@@ -174,13 +176,16 @@ def drawn_seed(folder):
 
 
 def existing(path):
-    """`path`, or a MissingFile that lists what is there instead."""
+    """`path`, or a MissingFile that says what is there instead."""
     if not Path(path).is_file():
         folder = next(parent for parent in Path(path).parents if parent.is_dir())
         names = sorted(entry.name for entry in folder.iterdir())
-        meant = nearest(Path(path).relative_to(folder).parts[0], names)
-        hint = f"; do you mean {meant}? There are {', '.join(names)}" if names else "; check the path"
-        raise MissingFile(f"No config file {path}: {folder} has no such entry{hint}")
+        first = Path(path).relative_to(folder).parts[0]
+        meant = nearest(first, names)
+        is_close = difflib.get_close_matches(first.lower(), [meant.lower()])
+        hint = f"do you mean {meant}?" if is_close else "check the path."
+        there = f" There are {shorten(names, most=8)}" if names else ""
+        raise MissingFile(f"No config file {path}: {folder} has no such entry; {hint}{there}")
     return path
 
 

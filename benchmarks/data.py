@@ -1,4 +1,4 @@
-"""The data path alone: pictures per second of one core, from a file to a normalised tensor of 224 px.
+"""The data path alone: images per second of one core, from a file to a normalised tensor of 224 px.
 
     python -m benchmarks.data                # about a minute
     python -m benchmarks.data --quick        # seconds, to see that it works
@@ -11,7 +11,7 @@ difference is that of the tensors of both for the same random numbers, in steps 
 what half the size straight from the JPEG decoder would give; ours doesn't use it, because of the difference.
 
 The JPEGs are made here: noise of several scales with grain, discs and thin lines, at quality 90, so that a file takes
-about as many bytes as a photograph of its size. The PNGs are drawings of the embedded emoji data set.
+about as many bytes as a photograph of its size. The PNGs are drawings of the embedded emoji dataset.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def photograph(width, height, seed):
 
 
 def make_files(folder, number):
-    """{kind of picture: its files}, `number` of each; half of the JPEGs are upright."""
+    """{kind of image: its files}, `number` of each; half of the JPEGs are upright."""
     files = {}
     for long in (500, 2000):
         files[f"JPEG {long} px"] = paths = [folder / f"{long}_{i}.jpg" for i in range(number)]
@@ -116,7 +116,7 @@ def difference(one, other):
 
 
 def cases(files):
-    """(kind of picture, transform, our way to read) of every row."""
+    """(kind of image, transform, our way to read) of every row."""
     for kind in files:
         yield kind, "train", read_image
         yield kind, "test", read_image
@@ -132,7 +132,7 @@ def kept(paths):
 
 
 def compare(files, rounds):
-    """One dict for each row; speeds in pictures per second."""
+    """One dict for each row; speeds in images per second."""
     calls, rows = {}, []
     for kind, name, read in cases(files):
         train = name == "train"
@@ -148,7 +148,7 @@ def compare(files, rounds):
         again = len(files[kind]) / seconds[kind, name, "again"] if name == "train" else None
         largest, mean = difference(calls[kind, name, "plain"](), calls[kind, name, "ours"]())
         ratio = speeds["ours"] / speeds["plain"]
-        rows.append({"pictures": kind, "transform": name, **speeds, "ratio": ratio, "largest": largest, "mean": mean})
+        rows.append({"images": kind, "transform": name, **speeds, "ratio": ratio, "largest": largest, "mean": mean})
         rows[-1] |= {"again": again, "gain": again and again / speeds["ours"]}
     return rows
 
@@ -156,7 +156,7 @@ def compare(files, rounds):
 def show(rows, files):
     for kind, paths in files.items():
         print(f"{kind}: {len(paths)} files of {sum(path.stat().st_size for path in paths) / len(paths) / 1000:.0f} kB")
-    print("pictures per second; difference in 8-bit steps")
+    print("images per second; difference in 8-bit steps")
     headers = {key: key for key in rows[0]} | {"largest": "largest difference", "mean": "mean difference"}
     formats = ("", "", ".0f", ".0f", ".0f", ".2f", ".1f", ".4f", ".0f", ".2f")
     print(tabulate(rows, headers=headers, floatfmt=formats))
@@ -164,7 +164,7 @@ def show(rows, files):
 
 def run(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two pictures of each kind, one round")
+    parser.add_argument("--quick", action="store_true", help="two images of each kind, one round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as well")
     args = parser.parse_args(argv)
     check_new(args.json)

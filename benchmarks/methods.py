@@ -1,8 +1,8 @@
-"""What training costs with every method of the paper, each by its official recipe, against Skip Tuning.
+"""What training costs with every method that trains, each by its official recipe, against Skip Tuning.
 
-ViT-B/16 with random weights and made-up pictures and class names; nothing is downloaded. Everything is measured in one
-run, the methods taking turns, each with the savings that change no number on (trainers/base.py) and in the same
-precision. The paper's ratios stand beside ours: its times are of its own code on a GPU, its memory is an estimate.
+ViT-B/16 with random weights and made-up images and class names; nothing is downloaded. Everything is measured in one
+run, the methods taking turns, each with the savings that change no number on (trainers/parts/trainer.py) and in the
+same precision. The paper's ratios stand beside ours: its times are of its own code on a GPU, its memory is an estimate.
 """
 
 import sys
@@ -198,8 +198,8 @@ def table(result):
 
 NOTES = f"""\
 M: base classes. run s: the official base-to-new recipe with {SHOTS} shots: measured steps, and images encoded beside
-  them, multiplied; reading pictures and testing are not in it. ratio: the row's cost over Skip Tuning's; paper: that in
-  the paper's Tables 1 and 5, which average over 11 data sets and measured some methods with other recipes (CoOp: 100
+  them, multiplied; reading images and testing are not in it. ratio: the row's cost over Skip Tuning's; paper: that in
+  the paper's Tables 1 and 5, which average over 11 datasets and measured some methods with other recipes (CoOp: 100
   epochs, KgCoOp: batches of 32).
 peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
   without what a kernel needs for itself and, on the CPU, what no step runs through, which lies in a mapped file.

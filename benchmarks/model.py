@@ -38,14 +38,14 @@ WORDS = ["red", "old", "sea", "glass", "paper", "wild", "cat", "bird", "boat", "
 
 
 def class_names(number):
-    """Made-up names of one to four words, as in the usual data sets."""
+    """Made-up names of one to four words, as in the usual datasets."""
     words = random.Random(1)
     return [" ".join(words.choices(WORDS, k=words.choice([1, 1, 2, 2, 3, 4]))) for _ in range(number)]
 
 
 @DATASET_REGISTRY.register()
 class MadeUp(DatasetBase):
-    """`classes` classes with SHOTS pictures each that nobody opens."""
+    """`classes` classes with SHOTS images each that nobody opens."""
 
     classes = 2
 

@@ -21,7 +21,7 @@ def block(tower, number):
 
 
 def estimate(images, texts, blocks=12, pixels=True, tokens=None):
-    """Memory of a step on `images` pictures and `texts` class texts through the last `blocks` blocks of both towers.
+    """Memory of a step on `images` images and `texts` class texts through the last `blocks` blocks of both towers.
 
     pixels: the image tower starts from pixels instead of cached features (LSkip). tokens: the text tower starts from
     token ids (full fine-tuning) instead of features (LSkip) or embedded prompts; as `pixels` if None.
@@ -37,7 +37,7 @@ def estimate(images, texts, blocks=12, pixels=True, tokens=None):
 
 
 def teacher(images):
-    """What a frozen image tower adds that runs on the same pictures beside the one that learns."""
+    """What a frozen image tower adds that runs on the same images beside the one that learns."""
     return 12 * block("image", images)
 
 

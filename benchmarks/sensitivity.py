@@ -1,6 +1,6 @@
 """What the two skips rest on: Feature Sensitivity of layers, Gradient Dependence of classes (Skip Tuning, Sec. 2.2).
 
-    python -m benchmarks.sensitivity                     the embedded model on the embedded data set
+    python -m benchmarks.sensitivity                     the embedded model on the embedded dataset
     python -m benchmarks.sensitivity --json FILE --config-file configs/trainers/FinetuneCLIP/vit_b16.yaml \\
         --dataset-config-file configs/datasets/dtd.yaml --output-dir output/sensitivity/dtd DATASET.NUM_SHOTS 16
     python -m benchmarks.sensitivity --model-dir FOLDER  a finished FinetuneCLIP run; give the options it had
@@ -97,7 +97,7 @@ def gradient_dependence(visual, pooled, texts, scale):
     """
     number = len(texts)
     if number < 2:
-        raise UserError("Gradient Dependence compares classes: choose a data set of two or more")
+        raise UserError("Gradient Dependence compares classes: choose a dataset of two or more")
     itself = torch.eye(number, dtype=torch.bool, device=texts.device)
     rows = []
     for x in pooled:  # one by one: an image alone needs several (C, C) and (C, D)

@@ -1,6 +1,6 @@
 """What a training step, an extraction, a test and a whole run of Skip Tuning cost, against full fine-tuning (FT).
 
-ViT-B/16 with random weights and made-up pictures and class names; nothing is downloaded. Everything is measured in one
+ViT-B/16 with random weights and made-up images and class names; nothing is downloaded. Everything is measured in one
 run, the rows taking turns. "plain" is benchmarks/plain.py, the paper as it stands; "exact" is the trainer with its
 savings that change nothing but the cost, preset `recommended`.
 """
@@ -210,7 +210,7 @@ ms/step: the median of the turns, each of which is the median of {STEADY[1]} ste
   low and high are of the turns. Page faults of a step: fresh memory from the system, which costs time.
 FT/, both/: the cost of "FT plain" and of "both plain" over the row's.
 run s: {SHOTS} shots, {EPOCHS} epochs, a fresh view of each image in each: the measured step and extraction, multiplied;
-  reading pictures is not in it. ~: a straight line through the two smallest M, as the row does not fit into memory.
+  reading images is not in it. ~: a straight line through the two smallest M, as the row does not fit into memory.
 floor: operations of the row's matrix products over the rate of a large one, in the row's precision.
 peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
   without what a kernel needs for itself and, on the CPU, without the skipped half, which lies in a mapped file.

@@ -3,7 +3,7 @@
 import ast
 import re
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dassl.utils import UserError
@@ -106,6 +106,7 @@ def find(path, train="train.py", trainers="trainers", clip="clip"):
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"No folder {path}: give the folder of a codebase of the CoOp family")
+    train, trainers, clip = map(inner, ("--train", "--trainers", "--clip"), (train, trainers, clip))
     needed = (train, trainers, "datasets", clip)
     for pattern in ("", "*/", "*/*/"):
         roots = sorted(p.parents[len(Path(train).parts) - 1] for p in path.glob(f"{pattern}{train}"))
@@ -115,11 +116,19 @@ def find(path, train="train.py", trainers="trainers", clip="clip"):
         if roots and roots[0].resolve() == HERE:
             raise UserError(f"{path} is this project, which has the trainer: give another codebase's folder")
         if roots:
-            return Fork(roots[0], recognise(roots[0] / trainers), train, trainers.strip("/"), clip.strip("/"))
+            return Fork(roots[0], recognise(roots[0] / trainers), train, trainers, clip)
     raise UserError(
         f"{path} is no codebase of the CoOp family: nowhere in it are {', '.join(needed)} side by side; "
         "--train, --trainers and --clip say how they are called"
     )
+
+
+def inner(flag, name):
+    """A path in the codebase without what changes nothing, such as ./ before it. UserError if it leads elsewhere."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{flag} {name}: name it as seen from the codebase's folder, without ..")
+    return path.as_posix()
 
 
 def recognise(trainers):

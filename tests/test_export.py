@@ -323,13 +323,14 @@ def test_the_script_needs_three_packages_and_classifies_images_as_the_run(onnx, 
 # ---- the class features alone ----
 
 
-def test_the_head_gives_the_runs_logits_from_the_backbones_features(exported, expected, place):
-    run, head = expected("CoOp"), load_file(exported("CoOp", "head") / "head.safetensors")["weight"]
+@pytest.mark.parametrize("trainer", ["CoOp", "ZeroshotCLIP"])
+def test_the_head_gives_the_runs_logits_from_the_backbones_features(trainer, exported, expected, place):
+    run, head = expected(trainer), load_file(exported(trainer, "head") / "head.safetensors")["weight"]
     backbone, _ = clip.load(place / "tiny.safetensors", device="cpu")
     with torch.no_grad():
         features = torch.nn.functional.normalize(backbone.encode_image(torch.from_numpy(np.load(run.pixels))), dim=-1)
     assert_same((features @ head.t()).tolist(), run.logits)
-    assert (exported("CoOp", "head") / "classes.txt").read_text().splitlines() == CLASSES
+    assert (exported(trainer, "head") / "classes.txt").read_text().splitlines() == CLASSES
 
 
 @pytest.mark.parametrize("trainer", ["SkipTuning", "MaPLe", "TipAdapter"])
@@ -364,6 +365,19 @@ def test_nothing_is_overwritten(trained, run, tmp_path):
         done = run("--model-dir", trained("SkipTuning"), "--to", "hf", "--out", tmp_path / out)
         assert done.code == 1 and f"{tmp_path / out} exists; name another folder" in done.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_what_can_not_be_written_is_refused_before_anything_is_loaded(trained, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "load", None)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    model = ["--model-dir", trained("SkipTuning").resolve(), "--to"]
+    done = run(*model, "hf", "--out", ".")
+    assert done.code == 1 and done.err == "Error: --out . is a folder that is there already; name a new one\n"
+    done = run(*model, "hf", "--out", "out", "--results", "missing.json")
+    assert done.code == 1 and "missing.json" in done.err and done.err.count("\n") == 1
+    done = run(*model, "onnx", "--out", "out", "--results", "missing.json")
+    assert done.code == 1 and "which --to onnx doesn't write; leave it out" in done.err
 
 
 def test_a_dry_run_writes_nothing(trained, run, tmp_path):

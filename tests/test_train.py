@@ -370,6 +370,21 @@ def test_the_command_line_knows_no_method_by_name():
     assert not [name for name in TRAINER_REGISTRY.registered_names() if name in text]
 
 
+def test_a_config_file_that_is_missing_is_compared_with_a_few_names(tmp_path, monkeypatch):
+    for number in range(300):
+        (tmp_path / f"conv{number}").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        train.existing("configs/trainers/CoOp/vit_b16.yaml")
+    assert str(error.value).endswith(
+        "has no such entry; check the path. There are "
+        + ("conv0, conv1, conv10, conv100, conv101, conv102, conv103, conv104 and 292 more")
+    )
+    (tmp_path / "Config").mkdir()
+    with pytest.raises(UserError, match=r"do you mean Config\?"):
+        train.existing("configs/trainers/CoOp/vit_b16.yaml")
+
+
 def test_parse_raises_what_main_reports():
     with pytest.raises(UserError, match="before the first pair"):
         train.parse(["OPTIM.LR", "0.1", "--seed", "2"])

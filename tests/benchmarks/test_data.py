@@ -10,7 +10,7 @@ def test_every_row_has_speeds_and_pixels_close_to_the_plain_path(tmp_path, capsy
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     kinds = ("JPEG 500 px", "JPEG 2000 px", "PNG 64 px")
     expected = [(kind, transform) for kind in kinds for transform in ("train", "test")]
-    assert [(row["pictures"], row["transform"]) for row in rows] == [*expected, ("JPEG 2000 px", "test, draft")]
+    assert [(row["images"], row["transform"]) for row in rows] == [*expected, ("JPEG 2000 px", "test, draft")]
     assert all(row["plain"] > 0 and row["ratio"] == row["ours"] / row["plain"] for row in rows)
     assert all(row["mean"] < 0.1 for row in rows[:-1]) and rows[-1]["mean"] > 0.1
     assert all(row["gain"] == row["again"] / row["ours"] for row in rows if row["transform"] == "train")

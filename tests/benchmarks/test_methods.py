@@ -61,7 +61,7 @@ def test_table_has_the_papers_ratios(result):
     "method", ["CoOp", "CoCoOp", "ProGrad", "KgCoOp", "MaPLe", "PromptSRC", "TCP", "DePT", "CoPrompt"]
 )
 def test_paper_style_estimate_reproduces_the_papers_memory(method):
-    """Table 1, averaged over the base classes of eleven data sets, with the batch sizes measured there."""
+    """Table 1, averaged over the base classes of eleven datasets, with the batch sizes measured there."""
     images = {"CoCoOp": 1, "MaPLe": 4, "PromptSRC": 4, "DePT": 4, "CoPrompt": 4}.get(method, 32)
     mean = sum(BASE_CLASSES) / len(BASE_CLASSES)
     published = Published().averages("base2new", "Average of 11")[method, "estimated memory MB"]

@@ -309,6 +309,21 @@ def test_files_and_folders_of_other_names_are_given(tmp_path, capsys, found):
     assert contents(path) == before
 
 
+def test_a_name_may_begin_with_a_dot_and_end_with_a_slash(tmp_path, capsys):
+    path, root = make_fork(tmp_path, "CoOp")
+    before = contents(path)
+    assert run(path, "--train", "./train.py", "--trainers", "./trainers/", "--clip", "./clip/") == 0
+    assert (root / "trainers/skiptuning/skip_tuning.py").is_file() and " train.py " in capsys.readouterr().out
+    assert run(path, "--undo") == 0 and contents(path) == before
+
+
+@pytest.mark.parametrize("flag", ["--train", "--trainers", "--clip"])
+@pytest.mark.parametrize("name", ["/somewhere/methods", "../methods", "a/../..", ""])
+def test_a_name_outside_of_the_codebase_is_refused(flag, name, tmp_path, capsys):
+    path, _ = make_fork(tmp_path, "CoOp")
+    assert f"{flag} {name}: name it as seen from the codebase's folder" in refused(capsys, path, flag, name)
+
+
 def test_a_dassl_of_another_name_is_what_the_trainer_imports(tmp_path, capsys):
     path, root = make_fork(tmp_path, "CoOp")
     text = (root / "train.py").read_text()
