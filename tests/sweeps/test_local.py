@@ -82,9 +82,15 @@ def test_a_changed_config_reruns_its_runs_and_a_touched_one_none(project):
     assert code == 0 and len(project.calls()) == RUNS, said
     with open(project.folder / COOP, "a") as file:
         file.write("SEED: 1\n")
+    models = {}
+    for trainer in ("CoOp", "SkipTuning"):
+        models[trainer] = project.output / f"base2new/train_base/dtd/shots_16/{trainer}/vit_b16/seed1/learned"
+        models[trainer].mkdir()
+        (models[trainer] / "checkpoint").touch()
     code, said = project.done(project.sweep("-c2"))
     again = [folder for _, _, folder in project.calls()[RUNS:]]
-    assert code == 0 and len(again) == RUNS // 2 and all("/CoOp/" in folder for folder in again)
+    assert code == 0 and len(again) == RUNS // 2 and all("/CoOp/" in folder for folder in again), said
+    assert models["SkipTuning"].exists() and not models["CoOp"].exists()  # which would be taken for the new run's
 
 
 def test_the_table_shows_what_is_finished(project):
