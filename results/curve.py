@@ -3,10 +3,10 @@
     python -m results.curve output/curve
 
 A method that is tuned harder knows the base classes better and forgets more of the others. So methods are compared as
-curves, a point for each rate: the curve that lies further out is the better method whatever the rate. Three tables for
-each dataset: the points; new classes where base classes are equally well known (linear between the points of
-neighbouring rates, the best one if a curve comes by several times; "-": the curve never gets there); all methods at
-each rate. The curves are drawn into the folder.
+curves, a point for each rate: the curve that lies further out is the better method whatever the rate. Every curve begins
+at zero-shot CLIP, as rate 0. Three tables for each dataset: the points; new classes where base classes are equally well
+known (linear between the points of neighbouring rates, the best one if a curve comes by several times; "-": the curve
+never gets there); all methods at each rate. The curves are drawn into the folder.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
@@ -24,6 +24,7 @@ from .tables import Row, Table, accuracy_cells, build_tables, finish, folder_of,
 
 STEPS = (0.5, 1, 2, 5, 10, 20)  # between the levels of equal base accuracy, in percent
 MOST_LEVELS = 6
+UNTRAINED = "ZeroshotCLIP"
 
 
 def new_at(points: list[tuple[float, float]], base: float) -> float | None:
@@ -39,11 +40,11 @@ def new_at(points: list[tuple[float, float]], base: float) -> float | None:
 
 
 def levels(curves: list[list[tuple[float, float]]]) -> list[float]:
-    """Round base accuracies, at most MOST_LEVELS, each of which at least two curves reach or pass."""
+    """Round base accuracies, at most MOST_LEVELS, from where the curves begin to the most that two of them reach."""
     tops = sorted(max(base for base, _ in points) for points in curves)
     if len(tops) < 2:
         return []
-    low, high = min(base for points in curves for base, _ in points), tops[-2]
+    low, high = min(points[0][0] for points in curves), tops[-2]
     for step in STEPS:
         found = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
         if len(found) <= MOST_LEVELS:
@@ -91,7 +92,9 @@ def points_table(title: str, found: dict[str, dict[str, Row]]) -> dict:
 
 def equal_base_table(title: str, found: dict[str, dict[str, Row]]) -> dict | None:
     """New at equal base accuracy, for `layout`; None where fewer than two curves meet."""
-    curves = {name: points for name, rows in found.items() if len(points := points_of(rows)) > 1}
+    points = {name: points_of(rows) for name, rows in found.items()}
+    start = points.pop(UNTRAINED, [])
+    curves = {name: start + own for name, own in points.items() if own}
     at = levels(list(curves.values()))
     if not at:
         return None
@@ -137,8 +140,9 @@ def paint(canvas, table: dict) -> None:
     for row in table["rows"]:
         if parts(row["base"]) and parts(row["new"]):
             curves.setdefault(row["method"], []).append((row["base"][0], row["new"][0]))
+    start = curves.pop(UNTRAINED, [])
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axes.plot(*zip(*start, *points, strict=True), marker="o", markersize=3, label=name)
     axes.set_xlabel("base classes, %")
     axes.set_ylabel("new classes, %")
     axes.legend(fontsize="small")
