@@ -3,10 +3,10 @@
     python -m results.curve output/curve
 
 A method that is tuned harder knows the base classes better and forgets more of the others. So methods are compared as
-curves, a point for each rate: the curve that lies further out is the better method whatever the rate. Every curve begins
-at zero-shot CLIP, as rate 0. Three tables for each dataset: the points; new classes where base classes are equally well
-known (linear between the points of neighbouring rates, the best one if a curve comes by several times; "-": the curve
-never gets there); all methods at each rate. The curves are drawn into the folder.
+curves, a point for each rate: the curve that lies further out is the better method whatever the rate. Every curve
+begins at zero-shot CLIP, as rate 0. Three tables for each dataset: the points; new classes where base classes are
+equally well known (linear between the points of neighbouring rates, the best one if a curve comes by several times;
+"-": the curve never gets there); all methods at each rate. The curves are drawn into the folder.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
