@@ -20,7 +20,8 @@ from tests.sizes import TINY
 # Files and folders that start processes, train or export: `make quick` leaves them out.
 SLOW = (
     *("bad_input/", "benchmarks/", "clip/test_files.py", "clip/test_formats.py", "clip/test_hub.py"),
-    *("clip/test_load.py", "clip/test_model.py", "dassl/test_files.py", "dassl/test_imports.py", "dassl/test_lock.py"),
+    *("clip/test_load.py", "clip/test_model.py", "dassl/test_data.py", "dassl/test_decoded.py"),
+    *("dassl/test_files.py", "dassl/test_imports.py", "dassl/test_lock.py"),
     *("dassl/test_memory.py", "dassl/test_resume.py", "datasets/test_fetch", "datasets/test_published"),
     *("results/test_figures.py", "results/test_page.py", "swap/", "sweeps/", "test_config_files.py"),
     *("test_ablate_scripts.py", "test_embedded", "test_export.py", "test_joined", "test_kills.py", "test_make.py"),
