@@ -1,7 +1,6 @@
 """Train and test one method on one dataset: command line -> configuration -> trainer -> result.json."""
 
 import argparse
-import difflib
 import os
 import random
 import sys
@@ -180,10 +179,8 @@ def existing(path):
     if not Path(path).is_file():
         folder = next(parent for parent in Path(path).parents if parent.is_dir())
         names = sorted(entry.name for entry in folder.iterdir())
-        first = Path(path).relative_to(folder).parts[0]
-        meant = nearest(first, names)
-        is_close = difflib.get_close_matches(first.lower(), [meant.lower()])
-        hint = f"do you mean {meant}?" if is_close else "check the path."
+        meant = nearest(Path(path).relative_to(folder).parts[0], names, least=0.6)
+        hint = f"do you mean {meant}?" if meant else "check the path."
         there = f" There are {shorten(names, most=8)}" if names else ""
         raise MissingFile(f"No config file {path}: {folder} has no such entry; {hint}{there}")
     return path

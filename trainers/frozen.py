@@ -101,7 +101,8 @@ class FrozenCLIP(CLIPTrainer):
     def training_loader(self) -> TrainingLoader:
         if not self.frozen_images:
             return TrainingLoader(self.train_loader_x, self.cfg.SEED)
-        return FeatureCache(self.train_loader_x, self.frozen_features, self.views(self.options.VIEWS), self.cfg.SEED)
+        views = self.views(self.options.VIEWS)
+        return FeatureCache(self.train_loader_x, self.frozen_features, views, self.cfg.SEED, needed=self.needed)
 
     def views(self, wanted: int) -> int:
         """`wanted`, or 1 where all views of an image are the same."""

@@ -169,6 +169,7 @@ class MMRL(FrozenCLIP):
             self.cfg.SEED,
             limit=options.CACHE_LIMIT * 1e9,
             folder=self.output_dir,
+            needed=self.needed,
         )
 
     def idle_parameters(self):

@@ -133,6 +133,7 @@ class SkipTuning(CLIPTrainer):
             single_class,
             limit=options.CACHE_LIMIT * 1e9,
             folder=self.output_dir,
+            needed=self.needed,
         )
 
     def template(self) -> str:

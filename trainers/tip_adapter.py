@@ -92,9 +92,8 @@ class TipAdapter(FrozenCLIP):
         """Keys and labels from views of the training images, other views than those that training sees."""
         loader, learned = self.train_loader_x, self.learned
         total = 0
-        with self.offload.needed():
-            for view in range(self.views(self.options.KEY_VIEWS)):
-                total = total + loader.extract(-1 - view).float()  # (K, E)
+        for view in range(self.views(self.options.KEY_VIEWS)):
+            total = total + loader.extract(-1 - view).float()  # (K, E)
         learned.keys.copy_(F.normalize(total, dim=-1))
         learned.labels.copy_(loader.labels)
 

@@ -86,7 +86,7 @@ class TwoSFS(FrozenCLIP):
     def training_loader(self):
         """That of stage 1; `before_epoch` takes the other for stage 2."""
         loader, seed = self.train_loader_x, self.cfg.SEED
-        self.second_loader = FeatureCache(loader, self.frozen_features, self.views(0), seed)
+        self.second_loader = FeatureCache(loader, self.frozen_features, self.views(0), seed, needed=self.needed)
         return TrainingLoader(loader, seed)
 
     # ---- features --------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ import torch
 from .errors import UnknownName
 
 
-def nearest(name, names):
-    """The entry of `names` that looks most like `name`, ignoring case; "" if there are none."""
+def nearest(name, names, least=0.0):
+    """The entry of `names` that looks most like `name`, ignoring case; "" if none is at least so alike, from 0 to 1."""
 
     def likeness(other):
         return difflib.SequenceMatcher(None, str(name).lower(), str(other).lower()).ratio()
 
-    return max(names, key=likeness, default="")
+    return max((other for other in names if likeness(other) >= least), key=likeness, default="")
 
 
 def get_most_similar_str_to_a_from_b(a, b):

@@ -92,6 +92,9 @@ def test_an_extraction_brings_the_image_tower_back_once(make_trainer, monkeypatc
     trainer.epoch = 0
     trainer.before_epoch()
     assert brought == [1]
+    trainer.train_loader_x.views = 1
+    trainer.before_epoch()
+    assert brought == [1]  # that view is there
 
 
 def test_what_ends_an_epoch_counts_as_training_time(make_trainer):

@@ -7,6 +7,7 @@ they are the same for any number of workers, on any machine, after any resume, a
 import hashlib
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -110,6 +111,7 @@ class FeatureCache(TrainingLoader):
 
     Args:
         encode: images (N, 3, H, W) -> features (N, ...), on any device; kept on the CPU in the dtype it returns.
+        needed: what is open while a view is extracted, such as a block in which offloaded weights are there.
         views: how many augmented views of each image are cached; 0 makes a fresh one in every epoch.
         limit: views that are more bytes together lie in mapped files in `folder` instead of in memory.
     """
@@ -123,12 +125,14 @@ class FeatureCache(TrainingLoader):
         single_class: bool = False,
         limit: float = float("inf"),
         folder: str | None = None,
+        needed: Callable[[], AbstractContextManager] = nullcontext,
     ):
         super().__init__(loader, seed, single_class)
         self.encode = encode
         self.views = views
         self.limit = limit
         self.folder = folder
+        self.needed = needed
         self.cached = {}  # view -> features (N, ...)
         self.features = None  # the current epoch's
         self.upcoming = None  # (view, batches of its images, which the loader's workers prepare meanwhile)
@@ -160,12 +164,13 @@ class FeatureCache(TrainingLoader):
         upcoming, self.upcoming = self.upcoming, None
         batches = upcoming[1] if upcoming and upcoming[0] == view else self.images(view)
         features, done = None, 0
-        for batch in tqdm(batches, desc=f"extract view {view}", leave=False):
-            part = self.encode(batch["img"])
-            if features is None:
-                features = self.room(part)
-            features[done : done + len(part)] = part
-            done += len(part)
+        with self.needed():
+            for batch in tqdm(batches, desc=f"extract view {view}", leave=False):
+                part = self.encode(batch["img"])
+                if features is None:
+                    features = self.room(part)
+                features[done : done + len(part)] = part
+                done += len(part)
         return features
 
     def room(self, part: Tensor) -> Tensor:

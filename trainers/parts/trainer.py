@@ -222,6 +222,10 @@ class CLIPTrainer(TrainerX):
     def autocast(self):
         return autocast(self.precision, self.device)
 
+    def needed(self):
+        """A block in which offloaded weights are there: around a whole extraction, so that they come once for it."""
+        return self.offload.needed()
+
     def before_train(self):
         super().before_train()
         if not self.get_model_names():
@@ -234,14 +238,11 @@ class CLIPTrainer(TrainerX):
 
     def before_epoch(self):
         super().before_epoch()
-        loader, last = self.train_loader_x, self.epoch + 1 == self.max_epoch
-        if not isinstance(loader, FeatureCache):
-            loader.start_epoch(self.epoch, last)
-            return
+        extracted = isinstance(self.train_loader_x, FeatureCache)
         began = time.perf_counter()
-        with self.offload.needed():  # once for all batches of an extraction
-            loader.start_epoch(self.epoch, last)
-        self.extract_seconds += time.perf_counter() - began
+        self.train_loader_x.start_epoch(self.epoch, last=self.epoch + 1 == self.max_epoch)
+        if extracted:
+            self.extract_seconds += time.perf_counter() - began
 
     def run_epoch(self):
         super().run_epoch()
