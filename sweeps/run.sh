@@ -32,8 +32,7 @@ if [ ! -x "$engine" ]; then
 fi
 shift
 if [ -x .venv/bin/python ]; then export PYTHON=${PYTHON:-$PWD/.venv/bin/python}; fi
-"$(dirname "$engine")/python" sweeps/runs.py "$sweep"
-if [ "${1:-}" = progress ]; then exit; fi
+if [ "${1:-}" = progress ]; then exec "$(dirname "$engine")/python" sweeps/runs.py "$sweep"; fi
 case " $* " in
   *" -n "* | *" --dry-run "* | *" table "*) ;;
   *)

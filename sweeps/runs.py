@@ -121,9 +121,8 @@ def runs(config: dict) -> dict[str, Run]:
     return found
 
 
-def progress(config: dict, now: float | None = None) -> str:
+def progress(found: dict[str, Run], now: float | None = None) -> str:
     """One line: counts, and the time left at the pace of the newest results."""
-    found = runs(config)
     paths = [ROOT / run.result for run in found.values()]
     ends = sorted(path.stat().st_mtime for path in paths if path.exists())
     line = f"{len(ends):,} of {len(found):,} runs are done"
@@ -139,6 +138,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python sweeps/runs.py sweeps/table1.yaml")
     try:
-        print(progress(read(sys.argv[1])))
+        print(progress(runs(read(sys.argv[1]))))
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")

@@ -16,7 +16,7 @@ check_names "$datasets"
 # one STAGE DATASET: prints this run, if its trainer has such a recipe. Stops at a result of other settings, which
 # Snakemake would take for this run's.
 one() {
-  local shots cfg folder model told files words="$2 $seed"
+  local shots cfg folder model told files fields words="$2 $seed" IFS=$IFS
   place "$1" "$2" "$seed"
   if ! offered; then return; fi
   if [ -e "$folder/result.json" ] && ! same_settings; then
@@ -24,9 +24,8 @@ one() {
     fail 1 "Error: the run in $folder is noted with other settings; give the sweep another output. If its settings" \
       "are these, this notes them: $(given "$2" TRAINER PRESET)bash scripts/protocols/$1.sh $words"
   fi
-  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s' "$1" "$2" "$seed" "$shots" "$TRAINER" "$PRESET" "$folder"
-  printf '\t%s' "${files[@]}"
-  echo
+  fields=("$1" "$2" "$seed" "$shots" "$TRAINER" "$PRESET" "$folder" "${files[@]}") IFS=$'\t'
+  echo "${fields[*]}"
 }
 
 for seed in $SEEDS; do

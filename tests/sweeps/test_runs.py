@@ -153,9 +153,9 @@ def test_a_sweep_that_is_not_there_is_named(tmp_path):
 
 def test_progress_counts_and_estimates(tmp_path):
     config = small(output=str(tmp_path), seeds=[1, 2, 3])
-    assert progress(config) == "0 of 6 runs are done"
+    assert progress(runs(config)) == "0 of 6 runs are done"
     for at, folder in enumerate(list(runs(config))[:3]):
         Path(folder).mkdir(parents=True)
         Path(folder, "result.json").touch()
         os.utime(Path(folder, "result.json"), (600 * at, 600 * at))
-    assert progress(config, now=1200) == "3 of 6 runs are done; at the pace of the last 3, about 30 minutes are left"
+    assert progress(runs(config), now=1200) == "3 of 6 runs are done; at the pace of the last 3, about 30 minutes are left"
