@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from clip import clip
 from trainers.parts.cskip import keep_probability, mean_kept
+from trainers.parts.precision import cpu_precision
 
 from .measure import STEADY, allocator, interleaved, machine, page_faults, parser, report, turns
 from .model import IMAGES, SHAPE, SHOTS, Bench, class_names, prepare, quiet
@@ -26,6 +27,12 @@ PLAIN = {FT: (0, 1.0), "LSkip only, plain": (6, 1.0), "CSkip only, plain": (0, 0
 EXACT = {"both exact": "fp32", "both exact, bf16": "bf16"}
 MATRIX = 2048  # rows and columns of the products that rates are measured with
 FITS = 100  # classes up to which rows that keep all of them are measured; beyond, their cost is a straight line
+
+
+def exact_rows():
+    """EXACT; on a CPU that only imitates products of bf16 without that row, a step of which would take minutes."""
+    imitated = not torch.cuda.is_available() and cpu_precision()[0] != "bf16"
+    return {name: precision for name, precision in EXACT.items() if precision == "fp32" or not imitated}
 
 
 def labels(classes):
@@ -59,8 +66,8 @@ def exact_step(bench, trainer, classes):
 def matmul_rates(rounds):
     """{dtype name: floating-point operations per second of a large matrix product}."""
     rows = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(MATRIX, MATRIX, dtype=dtype)
+    for name in exact_rows().values():
+        a = torch.randn(MATRIX, MATRIX, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[name])
         rows[name] = lambda a=a: a @ a
     return {name: 2 * MATRIX**3 / taken for name, taken in interleaved(rows, rounds, measured=5).items()}
 
@@ -90,7 +97,7 @@ def measure(bench, classes, rounds):
     for name, (omega, ratio) in PLAIN.items():
         if ratio < 1 or classes <= FITS:
             makers[name] = lambda omega=omega, ratio=ratio: plain_step(bench, classes, omega, ratio)
-    for name, precision in EXACT.items():
+    for name, precision in exact_rows().items():
 
         def make(name=name, precision=precision):
             built[name] = bench.trainer("SkipTuning", "", classes, precision)
@@ -167,6 +174,8 @@ def table(result):
     """The result as text."""
     lines = [result["machine"], f"memory: {result['allocator']}"]
     flops = ", ".join(f"{name} {rate:.0f}" for name, rate in result["matmul_gflops"].items())
+    if "bf16" not in result["matmul_gflops"]:
+        lines.append("bf16: not measured, this CPU has no products of it")
     lines.append(f"large matrix products: {flops} GFLOP/s\n")
     header = ["M", "", "ms/step", "low", "high", "page faults", "FT/", "both/", "floor ms"]
     header += ["run s", "FT/", "peak MB", "FT/", "paper-style MB"]

@@ -16,6 +16,7 @@ def result(tmp_path_factory, small_shape):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "STEADY", (0, 1))
         patch.setattr(bench, "MATRIX", 128)  # a large one takes long in bf16 on CPUs without it
+        patch.setattr(bench, "cpu_precision", lambda: ("bf16", ""))  # small sizes may be imitated
         return bench.run(small_shape, tmp_path_factory.mktemp("bench"), [6, 12, 200], rounds=1)
 
 
@@ -71,6 +72,15 @@ def test_cached_images_have_their_size_place_and_extraction(result):
     assert row["place"] == "memory"
     once = 12 * 16 / result["images_per_second"]["both exact"]["extract"]
     assert row["1_views_s"] == pytest.approx(once) and row["20_views_s"] == pytest.approx(20 * once)
+
+
+def test_a_cpu_without_bf16_measures_the_rest(monkeypatch, result):
+    monkeypatch.setattr(bench, "cpu_precision", lambda: ("fp32", "this CPU has no products of bf16"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(bench, "MATRIX", 8)
+    assert list(bench.exact_rows()) == ["both exact"] and list(bench.matmul_rates(1)) == ["fp32"]
+    text = bench.table(result | {"matmul_gflops": {"fp32": 1.0}})
+    assert "bf16: not measured" in text and "bf16: not measured" not in bench.table(result)
 
 
 def test_table_names_the_machine_the_rates_and_every_row(result):
