@@ -355,6 +355,27 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(make_tra
         assert resumed.scaler.state_dict() == whole.scaler.state_dict()
 
 
+@pytest.mark.parametrize("precision", RUNNING)
+def test_gradients_are_there_after_a_step_where_they_are_wanted_and_change_no_byte(make_trainer, tmp_path, precision):
+    """TRAIN.STEP_IN_BACKWARD False; in no other run are there any."""
+    trainers = {}
+    for wanted in (True, False):
+        opts = ("TRAIN.STEP_IN_BACKWARD", str(not wanted), "TEST.NO_TEST", "True")
+        trainers[wanted] = run_of(make_trainer, tmp_path / str(wanted), precision, *opts)
+        trainers[wanted].train()
+        gradients = [p.grad for p in trainers[wanted].weights.module.parameters()]
+        assert all((gradient is not None) == wanted for gradient in gradients)
+    assert trainers[True].weights.step_in_backward is False
+    pairs = zip(trainers[True].deep.parameters(), trainers[False].deep.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_a_methods_own_parameters_keep_their_gradients_too(make_trainer):
+    trainer = make_trainer("KgCoOp", "TRAIN.STEP_IN_BACKWARD", "False", "TEST.NO_TEST", "True")
+    trainer.train()
+    assert all(p.grad.any() for p in trainer.learned.parameters())
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_a_training_goes_on_in_the_precision_in_which_it_began_or_says_how(
     make_trainer, train_until, tmp_path, monkeypatch, said
