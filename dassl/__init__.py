@@ -5,9 +5,13 @@ config/ranges.py, data/transforms/fast.py, and in utils/ archives, command, down
 
 Promises that nothing here needs, and who needs them. "Release" is Skip Tuning's released code.
 
+    TrainerBase.model_backward_and_update                      trainers of 15 forks
     TrainerBase.prograd_backward_and_update                    KgCoOp, ProGrad, TCP, release
     TrainerXU, SimpleNet, modeling/ (can't be called)          release, which only imports them
     data/samplers.py: domain and class samplers                release
+    DatasetBase.generate_fewshot_dataset                       every fork's datasets
+    DataManager: custom_tfm_train, custom_tfm_test             users of Dassl, by argument
+    DataManager, build_data_loader: dataset_wrapper            clip-openness
     DATALOADER.TRAIN_X.N_DOMAIN, N_INS                         the same samplers
     optim/radam.py                                             DePT, release
     OPTIM.STAGED_LR, NEW_LAYERS, BASE_LR_MULT                  DePT, release
@@ -18,6 +22,10 @@ Promises that nothing here needs, and who needs them. "Release" is Skip Tuning's
     MODEL.BACKBONE.PRETRAINED                                  release
     DATALOADER.K_TRANSFORMS, RETURN_IMG0, INPUT.NO_TRANSFORM   users of CoOp, by option
     transforms beside crop, flip and normalize                 users of CoOp, by option
+    config.clean_cfg                                           DePT, release
+    utils.setup_logger                                         train.py of 17 forks
+    utils.check_isfile                                         parse_test_res.py of 9 forks
+    utils.load_pretrained_weights                              every fork's trainers
     utils.count_num_param, resume_from_checkpoint              release
     utils.save_checkpoint, tolist_if_not                       release
     utils.check_availability, get_most_similar_str_to_a_from_b forks with registries of their own

@@ -126,13 +126,6 @@ class DatasetBase:
             by_label[item.label].append(item)
         return by_label
 
-    @staticmethod
-    def split_dataset_by_domain(data_source):
-        by_domain = defaultdict(list)
-        for item in data_source:
-            by_domain[item.domain].append(item)
-        return by_domain
-
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
         """At most `num_shots` images of each class: a list for one source, a list of lists for several.
 
