@@ -25,6 +25,7 @@ def others(tmp_path):
     [
         ["train.py", "--help"],
         ["predict.py", "--help"],
+        ["export.py", "--help"],
         ["parse_test_res.py", "--help"],
         ["swap_in.py", "--help"],
         ["-m", "datasets.fetch", "--help"],

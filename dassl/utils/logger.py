@@ -1,3 +1,5 @@
+"""A run's log: what is printed goes to the console and to a file. engine/trainer.py makes the lines of training."""
+
 import os
 import sys
 import time
