@@ -8,8 +8,6 @@ weights and everything done before training. In MB of 1e6 bytes, for ViT-B/16.
 MB = 1e6
 LENGTH, WIDTH = {"image": 197, "text": 77}, {"image": 768, "text": 512}
 VOCABULARY, PATCH = 49408, 16
-# Base classes of the paper's eleven datasets, over which its tables average.
-BASE_CLASSES = (500, 50, 19, 98, 51, 51, 50, 199, 24, 5, 51)
 
 
 def block(tower, number):

@@ -80,7 +80,7 @@ def load(
     return model.to(device), _transform(found.image_size, found.mean, found.std, found.resize)
 
 
-def facts(name: str | os.PathLike, given: Given = None, download_root: str | os.PathLike | None = None) -> Facts:
+def facts(name: str | os.PathLike, given: Given = None) -> Facts:
     """The Facts of the model called `name`, as `load` would find them, without building it.
 
     Where a configuration file or a .safetensors file's metadata says all, nothing else is read, and of a model on the
@@ -95,7 +95,7 @@ def facts(name: str | os.PathLike, given: Given = None, download_root: str | os.
         known = facts_in_folder(folder) if folder else _facts_beside(Path(name), metadata_of(Path(name)))
     if known:
         return complete(name, known, _asked(given), {})
-    path, weights, known = _open(name, download_root)
+    path, weights, known = _open(name)
     return complete(path, known, _asked(given), _sizes(path, weights))
 
 
@@ -108,7 +108,7 @@ def save(model: CLIP, path: str | os.PathLike) -> None:
     write_atomic(path, serialise(weights, facts_of(model).metadata()))
 
 
-def _open(name, download_root):
+def _open(name, download_root=None):
     """-> (where the weights are, the weights in OpenAI's names, what is known of their facts)."""
     folder = None if name in _MODELS else _folder(name, weights=True)
     if folder:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from dassl.utils import BadFile, UserError, read_json, write_atomic, write_json
+from dassl.utils import BadFile, UserError, read_json, write_atomic
 from dassl.utils.download import alone, file_hash
 
 from .pickles import read_pickled
@@ -70,11 +70,6 @@ def row_problem(row):
     if not isinstance(name, str) or not name.strip():
         return f"the class name is {repr(name)[:80]}, not a text"
     return ""
-
-
-def write_split(path, split):
-    """Write a split file that `read_split` gives back unchanged."""
-    write_json(split, path)
 
 
 def split_hash(split):

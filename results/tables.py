@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -246,15 +246,6 @@ def build_tables(runs: list[Run], ci95: bool = False, keyword: str = "accuracy")
 
 
 # --- records --------------------------------------------------------------------------------------------
-
-
-def run_records(runs: Iterable[Run]) -> list[dict]:
-    """One plain dictionary for each run, for JSON: the fields of `Run`, its column, and the whole result.json."""
-    records = []
-    for run in runs:
-        fields = asdict(run) | {"file": str(run.file), "where": str(run.where), "column": run.column}
-        records.append(fields)
-    return records
 
 
 def paper_value(table: Table, row: Row, column: str, published: Published | None) -> dict[str, str]:

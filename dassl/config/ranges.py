@@ -54,18 +54,6 @@ def each(rule: Rule, length: int | None = None) -> Rule:
     return Rule(f"a list{'' if length is None else f' of {length}'}, each entry {rule.wanted}", holds)
 
 
-def prompt(empty: bool = True) -> Rule:
-    """A text with one {} for the class name and no other brace; with `empty` also no text."""
-
-    def holds(value: object) -> bool:
-        if not isinstance(value, str):
-            return False
-        plain = value.replace("{}", "", 1)
-        return (empty and not value) or ("{}" in value and "{" not in plain and "}" not in plain)
-
-    return Rule("a text with one {} for the class name", holds)
-
-
 def _temperature(value: object) -> bool:
     if not isinstance(value, str):
         return False
@@ -131,14 +119,10 @@ RANGES = {
 }
 
 
-def check_ranges(cfg, ranges: dict[str, Rule] | None = None) -> None:
-    """UserError for the first option whose value its rule does not allow, or that is not of its default's type.
-
-    ranges: rules for more options, such as a trainer's own: {"TRAINER.NAME_OF_IT.OPTION": rule}.
-    """
+def check_ranges(cfg) -> None:
+    """UserError for the first option whose value its rule does not allow, or that is not of its default's type."""
     values = flatten(cfg)
-    rules = {**RANGES, **(ranges or {})}
-    rules |= {key: _type_rule(default) for key, default in flatten(_C).items() if key not in rules}
+    rules = {key: _type_rule(default) for key, default in flatten(_C).items()} | RANGES
     for key, rule in rules.items():
         if key in values and not rule.holds(values[key]):
             raise UserError(f"{key} must be {rule.wanted}, not {values[key]!r}")

@@ -24,8 +24,8 @@ def any_console():
             stream.reconfigure(errors="backslashreplace")
 
 
-def exit_code(run, interrupted, *, after_os_error="", traceback_to=None, error_code=1):
-    """What `run()` returns (None: 0); `error_code` after bad input, 1 after a bug, 130 after Ctrl-C.
+def exit_code(run, interrupted, *, after_os_error="", traceback_to=None):
+    """What `run()` returns (None: 0); 1 after bad input or a bug, 130 after Ctrl-C.
 
     interrupted: what Ctrl-C has left, and what to do now.
     after_os_error: the same for a full disk, a folder without rights and the like.
@@ -38,18 +38,18 @@ def exit_code(run, interrupted, *, after_os_error="", traceback_to=None, error_c
         print(f"\nInterrupted; {interrupted}", file=sys.stderr)
         return 130
     except UserError as error:
-        message, code = str(error), error_code
+        message = str(error)
     except OSError as error:
-        message, code = f"{error}; {after_os_error}" if after_os_error else str(error), error_code
+        message = f"{error}; {after_os_error}" if after_os_error else str(error)
     except Exception as error:
         if "DataLoader worker" in str(error) and any(sign in str(error) for sign in NO_SHARED_MEMORY):
             message = "the shared memory (/dev/shm) is too small for the workers that read images;"
             message += " set DATALOADER.NUM_WORKERS 0, or give the container a larger --shm-size"
             print("Error:", message, file=sys.stderr)
-            return error_code
+            return 1
         if traceback_to is None:
             raise
         traceback.print_exc(file=traceback_to)
-        message, code = f"unexpected {type(error).__name__}: {error}", 1
+        message = f"unexpected {type(error).__name__}: {error}"
     print("Error:", " ".join(message.split()), file=sys.stderr)
-    return code
+    return 1

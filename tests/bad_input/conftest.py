@@ -14,7 +14,8 @@ from PIL import Image
 
 import train
 from clip import clip
-from datasets.splits import Item, write_split
+from dassl.utils import write_json
+from datasets.splits import Item
 from tests import kills
 from tests.datasets.conftest import world  # noqa: F401 (a fixture)
 
@@ -44,7 +45,7 @@ def healthy(tmp_path_factory):
             image(top / "data/eurosat/2750" / name / f"{i}.png")
     split = {"train": (0, 1), "val": (2,), "test": (3,)}
     rows = {part: [Item(f"{c}/{i}.png", n, c) for n, c in enumerate(CLASSES) for i in split[part]] for part in split}
-    write_split(top / "data/eurosat/split_zhou_EuroSAT.json", rows)
+    write_json(rows, top / "data/eurosat/split_zhou_EuroSAT.json")
     torch.manual_seed(0)
     clip.save(kills.CLIP(**kills.TINY), top / "tiny.safetensors")
     (top / "names.yaml").write_text("".join(f"{name}: the {name}\n" for name in CLASSES))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import methods as bench
-from benchmarks.paper_memory import BASE_CLASSES
 from results.published import Published
+from tests.benchmarks.conftest import BASE_CLASSES
 
 CLASSES = 5
 

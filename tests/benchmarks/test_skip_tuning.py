@@ -7,7 +7,8 @@ import torch
 
 from benchmarks import measure
 from benchmarks import skip_tuning as bench
-from benchmarks.paper_memory import BASE_CLASSES, estimate
+from benchmarks.paper_memory import estimate
+from tests.benchmarks.conftest import BASE_CLASSES
 from trainers.parts.cskip import keep_probability
 
 

@@ -25,15 +25,15 @@ def test_a_run_that_ends_by_itself_decides_its_exit_code(returned, code, capsys)
     ("error", "code", "line"),
     [
         (KeyboardInterrupt(), 130, "Interrupted; the same command goes on"),
-        (UserError("no\nimages"), 2, "Error: no images"),
-        (MissingFile("no file"), 2, "Error: no file"),  # an OSError as well, but it says itself what to do
-        (OSError("disk full"), 2, "Error: disk full; make room"),
+        (UserError("no\nimages"), 1, "Error: no images"),
+        (MissingFile("no file"), 1, "Error: no file"),  # an OSError as well, but it says itself what to do
+        (OSError("disk full"), 1, "Error: disk full; make room"),
         (RuntimeError("a bug\nin two lines"), 1, "Error: unexpected RuntimeError: a bug in two lines"),
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_an_exit_code(error, code, line, capsys):
     log = io.StringIO()
-    options = {"after_os_error": "make room", "traceback_to": log, "error_code": 2}
+    options = {"after_os_error": "make room", "traceback_to": log}
     assert exit_code(failing(error), "the same command goes on", **options) == code
     assert capsys.readouterr().err.strip() == line
     assert ("in run" in log.getvalue()) == isinstance(error, RuntimeError)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dassl.config import check_ranges, flatten, get_cfg_default
-from dassl.config.ranges import RANGES, each, number, prompt, whole
+from dassl.config.ranges import RANGES, each, whole
 from dassl.utils import UserError
 
 
@@ -74,33 +74,6 @@ def test_what_makes_no_sense_is_one_line_that_names_key_value_and_what_is_allowe
     message = refused(key, value)
     assert message.startswith(f"{key} must be ") and wanted in message and repr(value) in message
     assert "\n" not in message
-
-
-def test_a_trainer_brings_rules_of_its_own():
-    cfg = get_cfg_default()
-    cfg.TRAINER.R = 1.5
-    check_ranges(cfg)
-    with pytest.raises(UserError, match="TRAINER.R must be a number above 0 and at most 1, not 1.5"):
-        check_ranges(cfg, {"TRAINER.R": number(above=0, high=1)})
-    check_ranges(cfg, {"TRAINER.ABSENT": number()})
-
-
-@pytest.mark.parametrize(
-    ("text", "fits"),
-    [
-        ("a photo of a {}.", True),
-        ("", True),
-        ("a photo", False),
-        ("{} {}", False),
-        ("{x}", False),
-        ("{} }", False),
-        ("{0}", False),
-        (7, False),
-    ],
-)
-def test_a_prompt_has_one_place_for_the_class(text, fits):
-    assert prompt().holds(text) == fits
-    assert not prompt(empty=False).holds("")
 
 
 def test_lists_are_checked_entry_by_entry():

@@ -10,7 +10,7 @@ import tracemalloc
 import pytest
 
 from dassl.data.datasets import DatasetBase
-from dassl.utils import UserError
+from dassl.utils import UserError, write_json
 from datasets import splits
 from datasets.splits import (
     Item,
@@ -20,7 +20,6 @@ from datasets.splits import (
     select_shots,
     split_hash,
     subsample_classes,
-    write_split,
 )
 
 
@@ -42,7 +41,7 @@ def keep(folder, split, shots=2, seed=1):
 
 
 def test_a_written_split_is_read_back_unchanged_in_the_order_of_its_rows(split, tmp_path):
-    write_split(tmp_path / "split.json", split)
+    write_json(split, tmp_path / "split.json")
     assert read_split(tmp_path / "split.json") == split
     assert json.loads((tmp_path / "split.json").read_text())["train"][0] == ["train/3/0.jpg", 3, "class_3"]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from dassl.utils import write_json
 from datasets import doctor, imagenet
 from datasets.published import Published, lines_hash, picks_hash
-from datasets.splits import Item, few_shot, read_split, select_shots, split_hash, write_split
+from datasets.splits import Item, few_shot, read_split, select_shots, split_hash
 
 SPLITS = Path(__file__).resolve().parents[3] / "shared" / "data" / "splits"
 FOLDERS = {
@@ -58,7 +59,7 @@ def make_split(prefix="{name}/", names=("Forest", "River", "Sea")):
 def make_listed(root, name, images, split):
     for path in {item.path for items in split.values() for item in items}:
         put(root / FOLDERS[name] / images / path)
-    write_split(root / FOLDERS[name] / FILES[name], split)
+    write_json(split, root / FOLDERS[name] / FILES[name])
     return split
 
 
@@ -155,7 +156,7 @@ def rewrite(name, change):
     def plant(folder):
         split = read_split(folder / name)
         change(split)
-        write_split(folder / name, split)
+        write_json(split, folder / name)
 
     return plant
 

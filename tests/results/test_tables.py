@@ -11,7 +11,7 @@ import pytest
 from parse_test_res import main
 from results.published import Published
 from results.read import dataset_stems, read_folder
-from results.tables import CSV_COLUMNS, build_tables, cell_records, paper_value, run_records, write_text
+from results.tables import CSV_COLUMNS, build_tables, cell_records, paper_value, write_text
 
 
 @pytest.fixture
@@ -178,14 +178,6 @@ class TestKeyword:
 
 
 class TestRecords:
-    def test_a_run_is_a_plain_dictionary(self, plant, tmp_path):
-        plant(80.0, 60.0, said={"calibration": {"ece15": 2.5}})
-        records = json.loads(json.dumps(run_records(read_folder(tmp_path)[0])))
-        assert {record["column"]: record["value"] for record in records} == {"Base": 80.0, "New": 60.0}
-        for record in records:
-            assert (record["preset"], record["seed"], record["dataset"]) == ("recommended", 1, "emoji")
-            assert record["record"]["calibration"] == {"ece15": 2.5}
-
     def test_a_cell_is_a_plain_dictionary_with_its_seeds(self, plant, tmp_path):
         plant(80.0, 60.0, seed=1)
         plant(90.0, 60.0, seed=2)
