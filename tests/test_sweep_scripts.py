@@ -90,7 +90,9 @@ def test_the_sweep_of_the_embedded_dataset_is_what_compare_runs(shell):
     folders = [call.split("--output-dir ")[1].split()[0] for call in shell.calls[:-1]]
     found = runs(settings | {"seeds": [1], "output": str(shell.output)})  # it would refuse other settings
     assert sorted(found) == sorted(f"{shell.output}/{folder}" for folder in folders)
-    assert {run.command.split("OPTIONS=")[1].split("'")[0] for run in found.values()} == {"TRAIN.MEASURE_MEMORY True"}
+    assert {run.command.split("OPTIONS=")[1].split("'")[0] for run in found.values()} == {
+        "TRAIN.MEASURE_MEMORY True TEST.SAVE_LOGITS True"
+    }
 
 
 def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
