@@ -98,7 +98,7 @@ def parser(name, description, classes):
 
 def show(head, tables, notes):
     """Tables of results/costs.py as text."""
-    blocks = [f"{table['title']}\n{table_text(table)}".strip() for table in tables]
+    blocks = [f"{table['title']}\n{table_text(table)}".lstrip("\n") for table in tables]
     return "\n\n".join([head, *blocks, "\n".join(notes)])
 
 
