@@ -48,13 +48,18 @@ clean:  ## remove the virtual environment and caches, never results
 	rm -rf $(VENV) $(SWEEP) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# A virtual environment with pip: Debian's Python has ensurepip in a package of its own.
+define venv
+	@$(PYTHON) -m venv --clear --without-pip $(1)
+	@$(1)/bin/python -m ensurepip >/dev/null 2>&1 || $(PYTHON) -m pip --quiet --python $(1)/bin/python install pip || { \
+	  echo "This Python has no pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+endef
+
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed; say where it is: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv --clear --without-pip $(VENV)
-	@$(BIN) -m ensurepip >/dev/null 2>&1 || $(PYTHON) -m pip --quiet --python $(BIN) install pip || { \
-	  echo "This Python has no pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(call venv,$(VENV))
 	@touch $@
 
 $(VENV)/run.stamp: requirements.txt $(VENV)/python.stamp
@@ -72,6 +77,6 @@ $(SWEEP)/sweep.stamp: sweeps/requirements.txt
 	@echo "Creating $(SWEEP) with Snakemake"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Snakemake 9 needs Python 3.11 or newer; say where it is: make sweep-setup PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -m venv --clear $(SWEEP)
+	$(call venv,$(SWEEP))
 	@$(SWEEP)/bin/python -m pip install --quiet --disable-pip-version-check -r sweeps/requirements.txt
 	@touch $@
