@@ -14,7 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,10 +151,10 @@ def write_recipes(found: dict[str, Run]) -> None:
         file = ROOT / recipe(files)
         if file.exists() and file.read_text() == text:
             continue
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as new:
-            new.write(text)
-        os.utime(new.name, ns=(time, time))
-        os.replace(new.name, file)
+        new = folder / f".{uuid.uuid4().hex}"
+        new.write_text(text)
+        os.utime(new, ns=(time, time))
+        new.replace(file)
 
 
 def listed(config: dict) -> list[list[str]]:

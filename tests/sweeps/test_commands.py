@@ -14,7 +14,7 @@ echo "GPUS=$GPUS $*"
 if [ -n "$INNER" ]; then
   words=$INNER
   unset INNER
-  exec bash sweeps/run.sh $words
+  bash sweeps/run.sh $words || exit $?
 fi
 """
 
