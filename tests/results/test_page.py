@@ -148,7 +148,7 @@ class TestData:
             (["CLIPSVD/vit_b16"], "base2new", 16, True),
             (["CLIPSVD/vit_b16"], "few_shot", 16, False),
             (["ProGrad/vit_b16"], "few_shot", 16, True),
-            (["ProGrad/vit_b16"], "few_shot", 4, False),  # lambda is another from 8 shots on
+            (["ProGrad/vit_b16"], "few_shot", 1, False),  # all have 50 epochs there, as ImageNet always has
             *(
                 ([f"{name}/vit_b16", "embedded"], "base2new", 5, False)
                 for name in ("MMRL", "MMRLpp", "CLIPSVD", "CoOp")
