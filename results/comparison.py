@@ -4,7 +4,7 @@
 
 Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include
 feature extraction, peak memory is that of training. For each dataset there is one table each for every method's own
-recipe and for Skip Tuning's batch size and epochs; a method that learns nothing stands in both. Where the tests kept
+recipe and for Skip Tuning's batch size and epochs; a method to which these mean nothing stands in both. Where the tests kept
 their logits, numbers of base and new classes in one test stand beside. A run that is missing or broken is listed and
 left out.
 
@@ -48,8 +48,10 @@ TABLES = {  # the paper's rows in its order, and ours beside them
         *("CLIPAdapter†", "SkipTuning†"),
     ),
 }
-OWN = ("", "recommended")  # presets
-ASIDE = {"cached": "†", "uniform": ", uniform"}  # presets with rows of their own in every table, and their names' ends
+OWN = ("", "recommended", "uniform")  # presets
+ENDS = {"cached": "†", "uniform": ", uniform"}  # of a method's name by presets that have a row beside its own
+EVERYWHERE = ("cached",)  # presets that stand in all tables
+ALL_AT_ONCE = ("LPpp",)  # every step takes all images: no batch size to match
 RECIPES = {OWN: "each method's own recipe", ("matched",): "Skip Tuning's batch size and epochs"}
 SHOWN_BESIDE = ("ece15_base", "ece15_new", "gen_h", "auroc_mcm")
 PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
@@ -57,21 +59,19 @@ NOTES = [
     f"means over n seeds; H: seed by seed, ± {spread_name(False)}. Train s: feature extraction included;",
     "  trials: learning rates that were tried on the base classes' validation images to find the recipe",
     "ratio: the row's cost over Skip Tuning's; paper: averages over 11 datasets with ViT-B/16, its time and its",
-    "  estimate of memory over Skip Tuning's. †: on features of each image that are cached once",
+    "  estimate of memory over Skip Tuning's. †: on features of each image that are cached once, epochs of its own",
     "ECE: 15 bins; Gen. H: each half's images among all classes; AUROC: base images told from new ones (MCM)",
 ]
 
 
 def methods(rows: list[Row], presets: tuple[str, ...]) -> dict[str, list[Row]]:
-    """{method: its rows by one of these presets}, with what is the same by any recipe."""
+    """{method: its rows by one of these presets}, with what has no batches or epochs that could be matched."""
     found = {}
     for row in rows:
-        if row.preset in ASIDE:
-            found.setdefault(row.trainer + ASIDE[row.preset], []).append(row)
-        elif row.preset in presets:
-            found.setdefault(row.trainer, []).append(row)
+        if row.preset in (*presets, *EVERYWHERE):
+            found.setdefault(row.trainer + ENDS.get(row.preset, ""), []).append(row)
     for row in rows:
-        if row.preset in OWN and row.learned == 0:  # no recipe changes what learns nothing
+        if row.preset in OWN and (row.learned == 0 or row.trainer in ALL_AT_ONCE):
             found.setdefault(row.trainer, [row])
     return found
 

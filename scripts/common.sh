@@ -173,11 +173,11 @@ recipe() {
   fi
 }
 
-# offered: whether the trainer has the recipe that `place` found. Without training there is nothing to match, and
-# Skip Tuning's own recipe is what the others are matched with.
+# offered: whether the trainer has the recipe that `place` found. Without training there is nothing to match, LP++ takes
+# all images in every step by definition, and Skip Tuning's own recipe is what the others are matched with.
 offered() {
   case $TRAINER:$cfg in
-    ZeroshotCLIP:*_matched* | TipAdapter:*_matched* | SkipTuning:vit_b16_matched*) return 1 ;;
+    ZeroshotCLIP:*_matched* | TipAdapter:*_matched* | LPpp:*_matched* | SkipTuning:vit_b16_matched*) return 1 ;;
   esac
   [ -e "${files[0]}" ] && [ -e "${files[${#files[@]} - 1]}" ] && found=1
 }

@@ -3,14 +3,15 @@
 # then the paper's Tables 1 and 5 for it, with the paper's own numbers beside:
 #   bash scripts/compare.sh emoji
 # TRAINERS and PRESETS choose some of them; PREC=bf16 takes half the time where the CPU has bf16. Seed by seed, the
-# methods take turns; what is finished is not run again. Memory is measured.
+# methods take turns; what is finished is not run again. Memory is measured, and the tests keep their logits, for the
+# numbers of base and new classes in one test (OPTIONS="TEST.SAVE_LOGITS False": without).
 DEFAULT_OUTPUT=output/compare
 . "$(dirname "$0")/common.sh"
 arguments DATASET 1 1 "$@"
 check_names "$1"
 FOLDER=scripts/protocols
 trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
-OPTIONS="TRAIN.MEASURE_MEMORY True${OPTIONS:+ $OPTIONS}"
+OPTIONS="TRAIN.MEASURE_MEMORY True TEST.SAVE_LOGITS True${OPTIONS:+ $OPTIONS}"
 export OUTPUT PYTHON PREC OPTIONS
 
 for seed in $SEEDS; do

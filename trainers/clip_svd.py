@@ -77,6 +77,7 @@ class Spectra:
 @TRAINER_REGISTRY.register()
 class CLIPSVD(FrozenCLIP):
     choices = {"COSINE": COSINES}
+    cuda_precision = "amp"
     frozen_images = False
     per_step = True
 

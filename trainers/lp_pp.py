@@ -58,6 +58,7 @@ class LPpp(FrozenCLIP):
     frozen_texts = True
     use = "tip_adapter"
     scaled = ()  # no gradient runs through what PREC rounds
+    scale = None  # alpha takes its place, for each class one of its own
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
@@ -69,7 +70,7 @@ class LPpp(FrozenCLIP):
         self.trained = self.classnames  # the classes that w, b and alpha have rows for
         self.gradient = torch.zeros(len(self.classnames), device=self.device)  # alpha's, the sum of those so far
         self.best, self.kept = -1, {}  # most validation images right so far, and the weights of then
-        return Probe(*self.text_features.shape, self.scale)
+        return Probe(*self.text_features.shape, super().scale)
 
     def parameter_groups(self, learned):
         return [{"params": [learned.weight, learned.bias]}, {"params": [learned.alpha], "momentum": 0.0}]

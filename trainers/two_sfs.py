@@ -57,6 +57,7 @@ class Stages(nn.Module):
 class TwoSFS(FrozenCLIP):
     limits = {"SHARE": SHARE}
     choices = {"NORMS": ("all", "blocks")}
+    cuda_precision = "amp"
     frozen_images = False
     use = "clip_lora"
     per_step = True

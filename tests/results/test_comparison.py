@@ -108,8 +108,16 @@ def test_what_is_not_told_the_new_classes_has_a_row_beside_what_is(plant_run, tm
     plant_run(tmp_path, 75.0, 55.0, trainer="MMRL", learned=512)
     for file in plant_run(tmp_path, 70.0, 58.0, trainer="MMRL", config="embedded_uniform", learned=512):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol": "base2new", "preset": "uniform"}))
-    table = compare()[1][OWN]
-    assert (table["MMRL"][0], table["MMRL, uniform"][0]) == ("75.00", "70.00")
+    tables = compare()[1]
+    assert (tables[OWN]["MMRL"][0], tables[OWN]["MMRL, uniform"][0]) == ("75.00", "70.00")
+    assert not any("MMRL, uniform" in rows for name, rows in tables.items() if name != OWN)  # its batches are its own
+
+
+def test_what_takes_all_images_at_once_stands_in_both_tables(plant_run, tmp_path, compare):
+    plant_run(tmp_path, 75.0, 55.0, trainer="LPpp", learned=512)
+    plant_run(tmp_path, 74.0, 55.0, trainer="CoOp", learned=512)
+    tables = compare()[1]
+    assert [sum(name in rows for rows in tables.values()) for name in ("LPpp", "CoOp")] == [2, 1]
 
 
 def test_every_published_row_of_both_tables_has_its_place():
