@@ -11,7 +11,7 @@ PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset, print the table
+demo: $(VENV)/page.stamp  ## train and test three methods on the embedded dataset, print the table, make a page of it
 	@PYTHON=$(BIN) bash scripts/demo.sh
 
 test quick: export OMP_NUM_THREADS := 1  # pytest-xdist has a process for each core
@@ -48,13 +48,18 @@ clean:  ## remove the virtual environment and caches, never results
 	rm -rf $(VENV) $(SWEEP) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# A virtual environment with pip: Debian's Python has ensurepip in a package of its own.
+define venv
+	@$(PYTHON) -m venv --clear --without-pip $(1)
+	@$(1)/bin/python -m ensurepip >/dev/null 2>&1 || $(PYTHON) -m pip --quiet --python $(1)/bin/python install pip || { \
+	  echo "This Python has no pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+endef
+
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed; say where it is: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv --clear --without-pip $(VENV)
-	@$(BIN) -m ensurepip >/dev/null 2>&1 || $(PYTHON) -m pip --quiet --python $(BIN) install pip || { \
-	  echo "This Python has no pip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(call venv,$(VENV))
 	@touch $@
 
 $(VENV)/run.stamp: requirements.txt $(VENV)/python.stamp
@@ -67,11 +72,16 @@ $(VENV)/test.stamp: requirements-test.txt $(VENV)/run.stamp
 	@$(PIP) -r requirements-test.txt
 	@touch $@
 
+# Without these two libraries the demo has no page, and its table all the same. The next call tries again.
+$(VENV)/page.stamp: $(VENV)/run.stamp
+	@echo "Installing the two libraries of the page"
+	@if $(PIP) plotly itables; then touch $@; else echo "They can't be had now, so there will be no page" >&2; fi
+
 # Snakemake asks for older versions of some packages than training may have, so it stays apart.
 $(SWEEP)/sweep.stamp: sweeps/requirements.txt
 	@echo "Creating $(SWEEP) with Snakemake"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Snakemake 9 needs Python 3.11 or newer; say where it is: make sweep-setup PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -m venv --clear $(SWEEP)
+	$(call venv,$(SWEEP))
 	@$(SWEEP)/bin/python -m pip install --quiet --disable-pip-version-check -r sweeps/requirements.txt
 	@touch $@

@@ -242,13 +242,13 @@ finished() {
   same_settings "$@"
 }
 
-# note [WORD...]: keeps beside the result what `same_settings` compares.
+# note [WORD...]: keeps in $folder what `same_settings` compares.
 note() {
-  if [ ! -e "$folder/result.json" ]; then return; fi
   if [ -n "$told$*" ]; then
+    mkdir -p "$folder"
     echo "$told${*:+ $*}" >"$folder/settings.txt"
-  elif [ -e "$folder/settings.txt" ]; then
-    rm "$folder/settings.txt"
+  else
+    rm -f "$folder/settings.txt"
   fi
 }
 
@@ -256,6 +256,7 @@ note() {
 # unfinished one.
 run() {
   local stage=$1 dataset=$2 seed=$3 classes=all root=$DATA first= extra shots cfg folder model told files words word
+  local before= noted= status=0
   shift 3
   extra=$*
   case $stage in
@@ -289,8 +290,22 @@ run() {
   if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' 2>/dev/null; then
     fail 2 "Error: $PYTHON is no Python with PyTorch; set PYTHON to one that has what requirements.txt lists"
   fi
-  "$PYTHON" train.py "${words[@]}" "$@" || exit $?
-  note "$extra"
+  # Settings stand there before the result, which others may read as soon as it is there. A run that fails takes its
+  # own back: in a folder where another run is at work they would be wrong.
+  if [ ! -e "$folder/result.json" ]; then
+    before=$(cat "$folder/settings.txt" 2>/dev/null) || true
+    note "$extra"
+    noted=1
+  fi
+  "$PYTHON" train.py "${words[@]}" "$@" || status=$?
+  if [ -e "$folder/result.json" ]; then
+    if ((status == 0)); then note "$extra"; fi
+  elif [ -n "$noted" ]; then
+    told=$before
+    note
+    rmdir "$folder" 2>/dev/null || true  # if it is empty
+  fi
+  if ((status)); then exit $status; fi
 }
 
 # attempt SCRIPT ARGUMENTS...: runs it and remembers it when it fails, so that the others still get their turn.

@@ -5,7 +5,7 @@
 #   GPUS=0,1,2,3 JOBS_PER_GPU=2 bash sweeps/run.sh table1 -c8                 eight runs on four GPUs
 #   bash sweeps/run.sh table1 --executor slurm --jobs 100 --default-resources slurm_partition=gpu runtime=120
 #   bash sweeps/run.sh table1 progress                                        how many are done, and the time left
-#   bash sweeps/run.sh table1 table -c1                                       the table of what is finished
+#   bash sweeps/run.sh table1 table                                           the table of what is finished
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,12 +32,22 @@ if [ ! -x "$engine" ]; then
 fi
 shift
 if [ -x .venv/bin/python ]; then export PYTHON=${PYTHON:-$PWD/.venv/bin/python}; fi
-if [ "${1:-}" = progress ]; then exec "$(dirname "$engine")/python" sweeps/runs.py "$sweep"; fi
+python=$(dirname "$engine")/python
+if [ "${1:-}" = progress ]; then exec "$python" sweeps/runs.py "$sweep"; fi
+"$python" sweeps/runs.py "$sweep" check || exit 1
+
+# Slurm gives each job its GPU, and sends it our environment.
+case " $* " in *" --executor slurm "* | *" --executor=slurm "* | *" -e slurm "*) unset GPUS ;; esac
 case " $* " in
-  *" -n "* | *" --dry-run "* | *" table "*) ;;
+  *" -n"* | *" -"[fFkp]n" "* | *" --dry"* | *" --dag "*) ;;
+  *" table "*)
+    case " $* " in
+      *" -c"* | *" --cores"* | *" -j"* | *" --jobs"*) ;;
+      *) set -- "$@" -c1 ;;
+    esac ;;
   *)
     mkdir -p .snakemake
-    exec 9>".snakemake/$(basename "$sweep").lock"
+    exec 9>".snakemake/$(realpath "$sweep" | sha256sum | cut -c1-16).lock"
     flock -n 9 || { echo "Error: this sweep is running already; wait for it, or stop it first" >&2; exit 1; } ;;
 esac
 exec "$engine" --configfile "$sweep" --snakefile sweeps/Snakefile --profile sweeps/profile "$@"

@@ -3,7 +3,7 @@
     GPUS=0,1 JOBS_PER_GPU=2 python sweeps/slot.py COMMAND ARGUMENT ...
 
 A slot is a lock on a file, which the command and its children hold; the kernel releases it when they are gone, also
-after kill -9. Without GPUS, and in a Slurm job, which has its GPU already, the command simply runs.
+after kill -9. Without GPUS the command simply runs; jobs that Slurm gives a GPU get none (sweeps/run.sh sees to it).
 """
 
 import fcntl
@@ -20,7 +20,7 @@ def take(gpus: list[str], each: int, folder: str) -> str:
     """The GPU of the first slot that becomes free; slots of different GPUs come first. The lock outlives exec."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     for number, gpu in itertools.cycle([(number, gpu) for number in range(each) for gpu in gpus]):
-        slot = os.open(f"{folder}/{gpu}_{number}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        slot = os.open(f"{folder}/{gpu.replace('/', '_')}_{number}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -36,9 +36,9 @@ def take(gpus: list[str], each: int, folder: str) -> str:
 def main() -> None:
     """The command line; the command takes this process' place."""
     gpus = [gpu.strip() for gpu in os.environ.get("GPUS", "").split(",") if gpu.strip()]
-    if gpus and "SLURM_JOB_ID" not in os.environ:
+    if gpus:
         each = os.environ.get("JOBS_PER_GPU", "1")
-        if not each.isdigit() or each == "0":
+        if not each.isdecimal() or each == "0":
             sys.exit(f"Error: JOBS_PER_GPU is {each!r}; it must be a whole number of at least 1")
         folder = os.path.join(tempfile.gettempdir(), f"gpu_slots_{os.getuid()}")
         os.environ["CUDA_VISIBLE_DEVICES"] = take(gpus, int(each), folder)

@@ -110,6 +110,22 @@ def test_a_plain_run_notes_nothing_and_one_with_words_for_train_py_is_another(sh
     assert os.listdir(shell.output / folder) == ["result.json"]
 
 
+def test_settings_are_noted_before_the_result_and_a_failing_run_takes_its_own_back(shell):
+    seen = shell.folder / "seen"
+    look = f'if [[ $* = *train.py* ]]; then cat "$OUTPUT"/few_shot/dtd/CoOp/*/seed1/settings.txt >{seen}; fi\n'
+    shell.python.write_text(shell.python.read_text().replace('echo "epoch', look + 'echo "epoch'))
+    words = ("coop/few_shot.sh", "dtd", "1", "4")
+    fails = {"FAIL_ON": "train.py", "PREC": "bf16"}
+    assert shell(*words, **fails).returncode == 1 and not list(shell.output.rglob("seed1"))
+    (folder,) = asked(shell, *words, PREC="fp32")
+    assert seen.read_text() == " PREC=fp32\n"
+    (shell.output / folder / "result.json").unlink()  # as if it were at work still
+    assert shell(*words, **fails).returncode == 1
+    assert (shell.output / folder / "settings.txt").read_text() == " PREC=fp32\n"
+    asked(shell, *words)
+    assert os.listdir(shell.output / folder) == ["result.json"] and seen.read_text() == ""
+
+
 def test_a_config_of_ones_own_is_looked_at_for_changes(shell):
     own = shell.folder / "own.yaml"
     shutil.copy(ROOT / "configs/trainers/CoOp/vit_b16.yaml", own)

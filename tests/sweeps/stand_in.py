@@ -1,7 +1,7 @@
 """Stands in for Python: `train.py` leaves a result that depends on what was asked for alone, the rest is real.
 
-$CALLS gets a line when a run starts and when it ends. $FAIL_ON names a part of the command that fails, $SECONDS_EACH is
-how long a run takes.
+$CALLS gets a line when a run starts, when it finds what an earlier start has left, and when it ends. $FAIL_ON names a
+part of the command that fails, $SECONDS_EACH is how long a run takes.
 """
 
 import hashlib
@@ -29,6 +29,12 @@ def say(what):
 
 
 say("start")
+unfinished = [folder / "resume.pt", folder / "learned/checkpoint"]
+if all(file.exists() for file in unfinished):
+    say("resumed")
+for file in unfinished:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
 time.sleep(float(os.environ.get("SECONDS_EACH", 0)))
 if os.environ.get("FAIL_ON", "nothing fails") in " ".join(words):
     sys.exit("Error: said so")
@@ -38,7 +44,7 @@ accuracy = int(hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6], 16) / 
 result = {"trainer": what[0], "seed": int(what[1]), "dataset": dataset, "shots": int(what[3]), "subsample": what[4]}
 result |= {"protocol": "base2new", "preset": "", "backbone": "ViT-B/16", "accuracy": accuracy, "macro_f1": accuracy}
 result |= {"seconds": {"extract": 0.0, "train": 1.0, "test": 1.0}, "peak_memory_mb": 1.0, "tested": "test"}
-folder.mkdir(parents=True, exist_ok=True)
+unfinished[0].unlink(missing_ok=True)
 folder.joinpath(".new").write_text(json.dumps(result))
 folder.joinpath(".new").replace(folder / "result.json")
 say("end")

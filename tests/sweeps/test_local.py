@@ -12,7 +12,7 @@ import pytest
 
 from .conftest import ROOT, RUNS
 
-COOP = "configs/trainers/CoOp/vit_b16.yaml"
+COOP, TEMPLATES = "configs/trainers/CoOp/vit_b16.yaml", "configs/templates.yaml"
 
 
 @pytest.fixture
@@ -61,13 +61,16 @@ def test_kill_9_of_a_job_is_made_good(project, serial):
     code, said = project.done(process)
     assert code == 0, said
     assert project.results() == results and len(project.calls()) == RUNS + 1
+    assert len(project.calls("resumed")) == 1  # what the killed job had done was there still
 
 
 def test_a_failing_run_leaves_the_others_and_is_named(project):
     code, said = project.done(
         project.sweep("-c2", FAIL_ON="--seed 2 --trainer CoOp --dataset-config-file configs/datasets/dtd")
     )
-    assert code == 1 and "out/base2new/train_base/dtd/shots_16/CoOp/vit_b16/seed2" in said and "said so" in said
+    assert code == 1 and "said so" in said
+    assert said.count("Failed: out/base2new/train_base/dtd/shots_16/CoOp/vit_b16/seed2/result.json") == 1
+    assert said.count("Failed: ") == 1
     assert len(project.results()) == RUNS - 2  # nor is there a test on its new classes
     before = len(project.calls())
     code, said = project.done(project.sweep("-c2"))
@@ -77,27 +80,38 @@ def test_a_failing_run_leaves_the_others_and_is_named(project):
 def test_a_changed_config_reruns_its_runs_and_a_touched_one_none(project):
     project.done(project.sweep("-c2"))
     time.sleep(0.1)
-    (project.folder / COOP).touch()
-    code, said = project.done(project.sweep("-c2"))
-    assert code == 0 and len(project.calls()) == RUNS, said
+    for name in (TEMPLATES, COOP):
+        (project.folder / name).touch()
+        code, said = project.done(project.sweep("-c2"))
+        assert code == 0 and len(project.calls()) == RUNS, said
+    old = {}
+    for trainer in ("CoOp", "SkipTuning"):
+        old[trainer] = project.output / f"base2new/train_base/dtd/shots_16/{trainer}/vit_b16/seed1/learned/old"
+        old[trainer].touch()
     with open(project.folder / COOP, "a") as file:
         file.write("SEED: 1\n")
-    models = {}
-    for trainer in ("CoOp", "SkipTuning"):
-        models[trainer] = project.output / f"base2new/train_base/dtd/shots_16/{trainer}/vit_b16/seed1/learned"
-        models[trainer].mkdir()
-        (models[trainer] / "checkpoint").touch()
+    (project.folder / TEMPLATES).touch()
     code, said = project.done(project.sweep("-c2"))
     again = [folder for _, _, folder in project.calls()[RUNS:]]
+    assert "8 of 16 runs are done" in said
     assert code == 0 and len(again) == RUNS // 2 and all("/CoOp/" in folder for folder in again), said
-    assert models["SkipTuning"].exists() and not models["CoOp"].exists()  # which would be taken for the new run's
+    assert old["SkipTuning"].exists() and not old["CoOp"].exists()  # which would be taken for the new run's
+
+
+def test_a_changed_template_reruns_the_runs_of_its_dataset(project):
+    project.done(project.sweep("-c2"))
+    file = project.folder / TEMPLATES
+    file.write_text(file.read_text().replace("EuroSAT: ", "EuroSAT: 'new' # "))
+    code, said = project.done(project.sweep("-c2"))
+    again = [folder for _, _, folder in project.calls()[RUNS:]]
+    assert code == 0 and len(again) == RUNS // 2 and all("/eurosat/" in folder for folder in again), said
 
 
 def test_the_table_shows_what_is_finished(project):
     process = project.sweep("-c1", SECONDS_EACH=0.3)
     project.until(2)
     os.killpg(process.pid, signal.SIGKILL)
-    code, said = project.done(project.sweep("table", "-c1"))
+    code, said = project.done(project.sweep("table"))
     assert code == 0 and "Base" in said and "paper" in said, said
 
 

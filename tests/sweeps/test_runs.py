@@ -2,14 +2,15 @@
 
 import os
 import re
+import shutil
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sweeps.runs import ROOT, Run, progress, runs, with_bases
+from sweeps.runs import ROOT, Run, content, load, progress, runs, with_bases, write_recipes
 
 SWEEPS = {file.stem: yaml.safe_load(file.read_text()) for file in ROOT.glob("sweeps/*.yaml")}
 
@@ -38,31 +39,94 @@ def test_runs_lie_where_the_scripts_put_them_and_start_by_their_verbs():
 
 def test_a_run_reads_its_files_and_those_they_are_based_on():
     (train, _) = runs(small(presets=["matched"])).values()
-    assert set(train.reads) == {
+    assert {line.split()[0] for line in content(train.files)[0].splitlines()} == {
         *("configs/trainers/CoOp/vit_b16.yaml", "configs/base/vit_b16.yaml", "configs/base/warmup.yaml"),
         *("configs/overlays/base2new.yaml", "configs/overlays/matched.yaml"),
         *("configs/datasets/dtd.yaml", "configs/templates.yaml"),
     }
 
 
-def test_the_newest_of_its_files_decides_whether_a_result_is_up_to_date(tmp_path, monkeypatch):
+COOP, OVERLAY, TEMPLATES = (
+    "configs/trainers/CoOp/vit_b16.yaml",
+    "configs/overlays/base2new.yaml",
+    "configs/templates.yaml",
+)
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """A folder with a copy of the configs, all from 1970."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for file in tmp_path.rglob("*.yaml"):
+        os.utime(file, (1000, 1000))
     monkeypatch.setattr("sweeps.runs.ROOT", tmp_path)
-    for name, time in (("a.yaml", 3), ("b.yaml", 9), ("c.yaml", 6)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (time, time))
-    assert Run("r", "c", ["a.yaml", "b.yaml", "c.yaml"], ["trained/result.json"]).inputs == [
-        "b.yaml",
-        "trained/result.json",
-    ]
-    assert Run("r", "c", ["a.yaml", "c.yaml"]).inputs == ["c.yaml"]
+    yield tmp_path
+    forget()
+
+
+def forget():
+    """Files are looked at again, as by another process."""
+    for function in (load, with_bases, content):
+        function.cache_clear()
+
+
+def recipe_time(configs, dataset="dtd"):
+    """What Snakemake sees of what a run reads."""
+    forget()
+    run = Run("r", "c", (COOP, OVERLAY, f"configs/datasets/{dataset}.yaml"))
+    write_recipes({"r": run})
+    (recipe,) = run.inputs
+    return (configs / recipe).stat().st_mtime
+
+
+def edit(file, old="", new="# edited\n"):
+    text = file.read_text()
+    file.write_text(text.replace(old, new) if old else text + new)
+
+
+def test_what_a_run_reads_is_as_old_as_its_newest_file_and_no_newer_when_one_is_touched(configs):
+    os.utime(configs / OVERLAY, (2000, 2000))
+    assert recipe_time(configs) == 2000
+    for name in (COOP, OVERLAY, TEMPLATES, "configs/datasets/dtd.yaml", "configs/base/vit_b16.yaml"):
+        (configs / name).touch()
+        assert recipe_time(configs) == 2000
+
+
+def test_a_new_copy_of_the_project_has_no_newer_recipe_than_its_configs(configs):
+    recipe_time(configs)
+    shutil.rmtree(configs / ".snakemake")
+    assert recipe_time(configs) == 1000
+
+
+@pytest.mark.parametrize("name", [COOP, OVERLAY, "configs/datasets/dtd.yaml", "configs/base/vit_b16.yaml"])
+def test_a_changed_file_makes_it_newer_whatever_is_touched_and_however_old_the_file_is(configs, name):
+    recipe_time(configs)
+    start = time.time()
+    edit(configs / name)
+    os.utime(configs / name, (500, 500))  # as after cp -p
+    (configs / TEMPLATES).touch()
+    changed = recipe_time(configs)
+    assert changed > start - 1
+    assert recipe_time(configs) == changed
+
+
+def test_a_changed_template_concerns_the_runs_of_its_dataset(configs):
+    for name in ("dtd", "eurosat"):
+        recipe_time(configs, name)
+    edit(configs / TEMPLATES, "EuroSAT: ", "EuroSAT: 'new' # ")
+    assert recipe_time(configs, "dtd") == 1000 < recipe_time(configs, "eurosat")
+    edit(configs / TEMPLATES, "default: ", "default: 'new' # ")
+    assert recipe_time(configs, "dtd") > 1000
 
 
 def test_4700_runs_read_no_file_twice_and_give_snakemake_little_to_look_at(monkeypatch):
-    with_bases.cache_clear()
-    read, load = [], yaml.safe_load
-    monkeypatch.setattr(yaml, "safe_load", lambda text: read.append(text) or load(text))
+    forget()
+    read, parse = [], yaml.safe_load
+    monkeypatch.setattr(yaml, "safe_load", lambda text: read.append(text) or parse(text))
     found = runs(SWEEPS["table1"] | {"seeds": list(range(1, 14))})
-    assert len(found) > 4700 and len(read) == len({file for run in found.values() for file in run.reads})
+    contents = {content(run.files)[0] for run in found.values()}
+    files = {line.split()[0] for text in contents for line in text.splitlines()}
+    assert len(found) > 4700 and len(read) == len(files)
     assert max(len(run.inputs) for run in found.values()) == 2
 
 
@@ -86,12 +150,25 @@ def test_every_shots_is_a_run():
         ({"presets": ["mached"]}, "there is no preset mached"),
         ({"datasets": ["eurosatt"]}, "there is no dataset eurosatt"),
         ({"cfg": "typo"}, "there is no CFG typo"),
+        ({"seeds": ["x"]}, "'seeds' must be a list of whole numbers, such as .*; 'x' is none"),
+        ({"seeds": [1.5]}, "'seeds' must be a list of whole numbers, such as .*; 1.5 is none"),
+        ({"shots": [0]}, "'shots' must be a list of whole numbers, such as .*; 0 is none"),
+        ({"shots": ["a"]}, "'shots' must be a list of whole numbers"),
+        ({"output": ["out"]}, "'output' must be one text, not"),
+        ({"options": {"OPTIM.LR": 1}}, "'options' must be one text, not"),
+        ({"protocol": "xd", "datasets": ["emoji"]}, "emoji is tested with 5 shots, and nothing is trained with these"),
         ({"presets": ["paper"]}, "none of these methods has such a recipe: TRAINERS=CoOp PRESETS=paper"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         runs(small(**wrong))
+
+
+def test_a_config_that_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "own.yaml").write_text("a: [b\nc: d")
+    with pytest.raises(ValueError, match=r"own.yaml is no YAML: while parsing"):
+        progress(runs(small(cfg=str(tmp_path / "own.yaml"))))
 
 
 def test_a_home_folder_is_found(monkeypatch, tmp_path):
@@ -120,42 +197,16 @@ def test_a_result_of_other_settings_is_not_taken_for_a_run(tmp_path):
         runs(config | {"prec": "bf16"})
 
 
-@pytest.mark.parametrize(
-    "text, said",
-    [
-        ("", "has no lines 'key: value'"),
-        ("- base2new\n", "has no lines 'key: value'"),
-        ("protocol: [base2new\nseeds: 1", "is no YAML: while parsing a flow sequence"),
-        ("1: 2\nx: y\n", "a sweep has no '1'"),
-    ],
-)
-def test_a_broken_file_is_one_line_wherever_the_command_is_given(tmp_path, text, said):
-    (tmp_path / "my.yaml").write_text(text)
-    engine = tmp_path / "bin"
-    engine.mkdir()
-    (engine / "python").symlink_to(sys.executable)
-    (engine / "snakemake").touch(mode=0o755)
-    env = os.environ | {"SNAKEMAKE": str(engine / "snakemake"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = ["bash", ROOT / "sweeps/run.sh", "my.yaml", "progress"]
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and said in done.stderr
-
-
-def test_a_sweep_that_is_not_there_is_named(tmp_path):
-    for words in (["my.yaml"], ["tabel1", "-n"]):
-        command = ["bash", ROOT / "sweeps/run.sh", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert done.stderr.startswith(
-            f"Error: there is no file {tmp_path}/{words[0]}; give the path of a sweep, or one of"
-        )
-
-
 def test_progress_counts_and_estimates(tmp_path):
     config = small(output=str(tmp_path), seeds=[1, 2, 3])
     assert progress(runs(config)) == "0 of 6 runs are done"
-    for at, folder in enumerate(list(runs(config))[:3]):
-        Path(folder).mkdir(parents=True)
-        Path(folder, "result.json").touch()
-        os.utime(Path(folder, "result.json"), (600 * at, 600 * at))
-    assert progress(runs(config), now=1200) == "3 of 6 runs are done; at the pace of the last 3, about 30 minutes are left"
+    start, results = time.time(), [Path(folder, "result.json") for folder in list(runs(config))[:3]]
+    for at, result in enumerate(results):
+        result.parent.mkdir(parents=True)
+        result.touch()
+        os.utime(result, (start + 600 * at, start + 600 * at))
+    # the idle time since then doesn't count
+    assert progress(runs(config)) == "3 of 6 runs are done; at the pace of the last 3, about 30 minutes are left"
+    os.utime(results[2], (0, 0))  # older than its config
+    os.utime(results[0], (start + 700, start + 700))  # trained again after its test
+    assert progress(runs(config)) == "1 of 6 runs are done"
