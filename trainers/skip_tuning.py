@@ -10,6 +10,7 @@ This file and the parts it imports need torch, Dassl and OpenAI's `clip` and not
 
 import copy
 import re
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +149,9 @@ class SkipTuning(CLIPTrainer):
         def shallow(part):
             return shallow_image(visual, part, omega)
 
-        with self.offload.needed(), self.autocast():
+        # With omega 0 this is part of every step, and what embeds images is never offloaded.
+        needed = self.offload.needed() if omega else nullcontext()
+        with needed, self.autocast():
             return in_microbatches(shallow, image.to(self.device, non_blocking=True))
 
     def idle_parameters(self):
