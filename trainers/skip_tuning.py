@@ -39,7 +39,7 @@ def extend_cfg(cfg):
     node.DECAY = "paper"  # parts/cskip.py explains the two
     node.RESAMPLE = "step"  # when the kept ranks are drawn: at every step, or once per run
     node.VIEWS = 0  # augmented views cached of each image; 0: a fresh one in every epoch
-    node.CACHE_LIMIT = 4.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
+    node.CACHE_LIMIT = 2.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
     node.BATCHES = "mixed"  # or single_class: every batch from one class if shots suffice, as in the released code
     node.IMAGE_LR = 0.0  # learning rate of the image tower; 0: OPTIM.LR
     node.TEMPLATE = ""  # prompt of all datasets, with {} for the class; "": that of TEMPLATES

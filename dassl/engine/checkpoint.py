@@ -167,9 +167,13 @@ def check_meta(path, theirs, ours):
         )
 
 
+def _free(key):
+    return key in _FREE or key.endswith(".CACHE_LIMIT")  # a method's: where its features lie
+
+
 def _decisive(cfg):
     """{key: value} of the options that decide the result, in plain types; paths are absolute."""
-    flat = {key: value for key, value in flatten(cfg).items() if key not in _FREE}
+    flat = {key: value for key, value in flatten(cfg).items() if not _free(key)}
     flat |= {key: meant(flat[key]) for key in _PATHS if key in flat}
     return json.loads(json.dumps(flat, default=str))  # no tuples, no devices
 
@@ -182,6 +186,7 @@ def identity(cfg):
 def check_identity(path, theirs, cfg):
     """UserError that names the options which differ from those of an earlier run."""
     old, new = _parsed(path, theirs), _decisive(cfg)
+    old = {key: value for key, value in old.items() if not _free(key)}  # earlier versions kept more of them
     old |= {key: meant(str(old[key])) for key in _PATHS if key in old}
     if old.get("EVAL.MODEL_DIR"):
         old["EVAL.MODEL_DIR"] = where_it_is(old["EVAL.MODEL_DIR"], cfg.OUTPUT_DIR)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from yacs.config import CfgNode
 
 from dassl.data import ClassNames, DataManager
 from dassl.engine import TRAINER_REGISTRY, SimpleNet, TrainerX, TrainerXU, build_trainer
@@ -206,6 +207,12 @@ def test_epochs_that_follow_from_the_steps_are_no_other_options(cfg):
     cfg.OPTIM.STEPS_PER_SHOT = 0
     with pytest.raises(UserError, match="OPTIM.MAX_EPOCH 1 -> 4, OPTIM.STEPS_PER_SHOT 3 -> 0"):
         check_identity("run", record, cfg)
+
+
+def test_where_cached_features_lie_is_no_other_option_also_in_records_that_have_it(cfg):
+    cfg.TRAINER.SKIPTUNING = CfgNode({"CACHE_LIMIT": 2.0})
+    assert "CACHE_LIMIT" not in identity(cfg)
+    check_identity("run", identity(cfg) + "TRAINER.SKIPTUNING.CACHE_LIMIT: 4.0\n", cfg)
 
 
 # The record ------------------------------------------------------------------------------------------
