@@ -237,8 +237,9 @@ def claim(cfg):
     """Put config.yaml into the output folder; UserError if that holds a run with other settings that goes on here."""
     folder = Path(cfg.OUTPUT_DIR)
     record = folder / "config.yaml"
-    if record.exists() and ((folder / "resume.pt").exists() or trained_anew(cfg)):
-        check_identity(folder, record.read_text(encoding="utf-8"), cfg)
+    resumed = (folder / "resume.pt").exists()
+    if record.exists() and (resumed or trained_anew(cfg)):
+        check_identity(folder, record.read_text(encoding="utf-8"), cfg, resumed)
     write_atomic(record, identity(cfg).encode())
 
 

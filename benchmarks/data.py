@@ -1,6 +1,6 @@
 """The data path alone: images per second of one core, from a file to a normalised tensor of 224 px.
 
-    python -m benchmarks.data                # about a minute
+    python -m benchmarks.data                # a few minutes
     python -m benchmarks.data --quick        # seconds, to see that it works
     python -m benchmarks.data --json FILE    # the rows as JSON as well
 
@@ -10,6 +10,9 @@ epoch of a training on, when the images lie decoded in memory (DATALOADER.DECODE
 difference is that of the tensors of both for the same random numbers, in steps of an 8-bit pixel. The "draft" row is
 what half the size straight from the JPEG decoder would give; ours doesn't use it, because of the difference.
 
+"loader" is the whole way from JPEGs of 500 px to training batches, in an epoch behind the first one, with decoded
+images kept and without, and for two numbers of workers, which start anew in each epoch.
+
 The JPEGs are made here: noise of several scales with grain, discs and thin lines, at quality 90, so that a file takes
 about as many bytes as a photograph of its size. The PNGs are drawings of the embedded emoji dataset.
 """
@@ -17,6 +20,7 @@ about as many bytes as a photograph of its size. The PNGs are drawings of the em
 import argparse
 import contextlib
 import io
+import itertools
 import sys
 import tempfile
 from functools import partial
@@ -30,11 +34,15 @@ from torchvision import transforms as T
 
 from benchmarks.measure import check_new, interleaved, machine
 from dassl.config import get_cfg_default
+from dassl.data.data_manager import build_data_loader
+from dassl.data.datasets import Datum
 from dassl.data.decoded import DecodedImages
 from dassl.data.transforms import build_transform
 from dassl.utils import exit_code, read_image, write_json
+from trainers.parts.cache import TrainingLoader
 
 SIZE = 224
+BATCH = 4  # of the loader, as in Skip Tuning's recipes
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 EMOJI = Path(__file__).parents[1] / "datasets" / "emoji_data" / "images"
 
@@ -70,11 +78,16 @@ def make_files(folder, number):
     return files
 
 
-def our_transform(train):
+def our_config():
     cfg = get_cfg_default()
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
     cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (SIZE, SIZE), "bicubic"
     cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = MEAN, STD
+    return cfg
+
+
+def our_transform(train):
+    cfg = our_config()
     with contextlib.redirect_stdout(io.StringIO()):  # it lists its steps
         return build_transform(cfg, is_train=train)
 
@@ -153,6 +166,41 @@ def compare(files, rounds):
     return rows
 
 
+def epoch_of(paths, number, megabytes, workers):
+    """A function that goes through an epoch of `number` images, which repeat `paths`; one epoch lies behind it."""
+    cfg = our_config()
+    cfg.DATALOADER.DECODED_MB, cfg.DATALOADER.NUM_WORKERS = megabytes, workers
+    images = [
+        Datum(str(path), label=0, classname="made up") for path in itertools.islice(itertools.cycle(paths), number)
+    ]
+    loader = build_data_loader(cfg, data_source=images, batch_size=BATCH, tfm=our_transform(True), is_train=True)
+    loader = TrainingLoader(loader, seed=1)
+
+    def epoch():
+        loader.start_epoch(loader.epoch + 1)
+        for _ in loader:
+            pass
+
+    epoch()
+    return epoch
+
+
+def compare_loaders(paths, number, rounds):
+    """One dict for each row of the loader's table; speeds in images per second."""
+    kept = get_cfg_default().DATALOADER.DECODED_MB
+    calls = {
+        (workers, megabytes): epoch_of(paths, number, megabytes, workers)
+        for workers in (0, 2)
+        for megabytes in (0, kept)
+    }
+    speeds = {key: number / spent for key, spent in interleaved(calls, rounds, unmeasured=0).items()}
+    return [
+        {"loader": f"{workers} workers", "decoded each time": speeds[workers, 0], "kept": speeds[workers, kept]}
+        | {"gain": speeds[workers, kept] / speeds[workers, 0]}
+        for workers in (0, 2)
+    ]
+
+
 def show(rows, files):
     for kind, paths in files.items():
         print(f"{kind}: {len(paths)} files of {sum(path.stat().st_size for path in paths) / len(paths) / 1000:.0f} kB")
@@ -173,8 +221,10 @@ def run(argv):
         files = make_files(Path(folder), number=2 if args.quick else 6)
         rows = compare(files, rounds=1 if args.quick else 20)
         show(rows, files)
+        loaders = compare_loaders(files["JPEG 500 px"], number=8 if args.quick else 800, rounds=1 if args.quick else 3)
+        print("\n" + tabulate(loaders, headers="keys", floatfmt=("", ".0f", ".0f", ".2f")))
     if args.json:
-        write_json({"machine": machine(), "rows": rows}, args.json)
+        write_json({"machine": machine(), "rows": rows, "loader": loaders}, args.json)
 
 
 def main(argv=None):

@@ -8,65 +8,71 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from dassl.utils import UserError, exit_code, write_json
+from results.layout import table_text
 
 STEADY = 2, 3  # of the calls in a turn of a training step: unmeasured, measured
 
 
-def synchronize():
-    """Wait until the device has done what it was given; nothing to wait for on a CPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def seconds(function):
-    """Wall time of one call."""
-    synchronize()
+    """Wall time of one call, on the CPU."""
     start = time.perf_counter()
     function()
-    synchronize()
     return time.perf_counter() - start
 
 
+def page_faults():
+    """How many pages the system has given this process so far; None where it doesn't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+class Turn(NamedTuple):
+    """What a call took in one turn."""
+
+    seconds: float
+    page_faults: float | None
+
+
+def turn(function, unmeasured, measured):
+    """The median of `measured` calls and their mean number of page faults, behind `unmeasured` ones."""
+    for _ in range(unmeasured):
+        function()
+    before = page_faults()
+    taken = statistics.median(seconds(function) for _ in range(measured))
+    return Turn(taken, None if before is None else (page_faults() - before) / measured)
+
+
 def turns(rows, rounds, unmeasured=1, measured=1):
-    """{name: function} -> {name: seconds of a call in each of `rounds` turns}.
+    """{name: function} -> {name: its `rounds` turns}.
 
     The rows take turns, so that a slow moment of the machine meets all of them. A turn begins with `unmeasured` calls,
-    after which caches and the allocator's free memory are the row's own again; it counts as the median of its
-    `measured` ones.
+    after which caches and the allocator's free memory are the row's own again.
     """
     taken = {name: [] for name in rows}
     for _ in range(rounds):
         for name, function in rows.items():
-            for _ in range(unmeasured):
-                function()
-            taken[name].append(statistics.median(seconds(function) for _ in range(measured)))
+            taken[name].append(turn(function, unmeasured, measured))
     return taken
 
 
 def interleaved(rows, rounds, unmeasured=1, measured=1):
     """The median over what `turns` gives: {name: seconds of a call}."""
-    return {name: statistics.median(values) for name, values in turns(rows, rounds, unmeasured, measured).items()}
+    taken = turns(rows, rounds, unmeasured, measured)
+    return {name: statistics.median(one.seconds for one in found) for name, found in taken.items()}
 
 
 def allocator():
     """One line that says how memory for tensors is got on a CPU: PyTorch asks the C library's allocator."""
     names = sorted(name for name in os.environ if name.startswith("MALLOC_") or name == "LD_PRELOAD")
     return "; ".join(f"{name}={os.environ[name]}" for name in names) or "the C library's allocator, its defaults"
-
-
-def page_faults(function):
-    """How many pages the system gave this process during a call, None where it doesn't tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    function()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def check_new(path):
@@ -76,9 +82,8 @@ def check_new(path):
 
 
 def machine():
-    """One line that says on what the figures were measured."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return f"{device}; PyTorch {torch.__version__}, Python {platform.python_version()}"
+    """One line that says on what the figures were measured; the benchmarks are of CPUs."""
+    return f"CPU, {torch.get_num_threads()} threads; PyTorch {torch.__version__}, Python {platform.python_version()}"
 
 
 def parser(name, description, classes):
@@ -89,6 +94,12 @@ def parser(name, description, classes):
     found.add_argument("--quick", action="store_true", help="50 classes, one round: a few minutes")
     found.add_argument("--json", metavar="FILE", help="write all figures there too")
     return found
+
+
+def show(head, tables, notes):
+    """Tables of results/costs.py as text."""
+    blocks = [f"{table['title']}\n{table_text(table)}".lstrip("\n") for table in tables]
+    return "\n\n".join([head, *blocks, "\n".join(notes)])
 
 
 def report(args, run, table):

@@ -1,8 +1,9 @@
 """What training costs with every method that trains, each by its official recipe, against Skip Tuning.
 
 ViT-B/16 with random weights and made-up images and class names; nothing is downloaded. Everything is measured in one
-run, the methods taking turns, each with the savings that change no number on (trainers/parts/trainer.py) and in the
-same precision. The paper's ratios stand beside ours: its times are of its own code on a GPU, its memory is an estimate.
+run on the CPU, the methods taking turns, each with the savings that change no number on (trainers/parts/trainer.py) and
+in the same precision. The paper's ratios stand beside ours: its times are of its own code on a GPU, its memory is an
+estimate.
 """
 
 import sys
@@ -10,21 +11,18 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from tabulate import tabulate
 
 from dassl.engine.result import learned_parameters
-from results.published import Published
+from results.costs import OURS, method_tables
 from trainers.lp_pp import LPpp
 from trainers.parts.cache import FeatureCache
 from trainers.parts.cskip import mean_kept
 from trainers.tip_adapter import TipAdapterF
 from trainers.two_sfs import TwoSFS
 
-from .measure import STEADY, interleaved, machine, parser, report
-from .model import IMAGES, SHAPE, SHOTS, Bench, prepare, quiet
+from .measure import STEADY, interleaved, machine, parser, report, show
+from .model import IMAGES, SHAPE, Bench, prepare, quiet
 from .paper_memory import estimate, prompt_layer, teacher
-
-OURS = "SkipTuning"
 
 
 class Method(NamedTuple):
@@ -171,41 +169,9 @@ def run(shape, methods, precision, folder, numbers, rounds, progress=lambda text
     return {"machine": machine(), "precision": precision, "rows": rows}
 
 
-def ratio(row, key, ours):
-    return f"{row[key] / ours[key]:.2f}x" if row[key] else "-"
-
-
 def table(result):
     """The result as text."""
-    paper = Published().averages("base2new", "Average of 11")
-    header = ["M", "", "batch", "epochs", "ms/step", "run s", "ratio", "paper", "peak MB", "ratio"]
-    header += ["paper-style", "ratio", "paper", "learned"]
-    body = []
-    for classes, rows in result["rows"].items():
-        ours = rows[OURS]
-        for name, row in rows.items():
-            theirs = [
-                f"{paper[name, key] / paper[OURS, key]:.2f}x" if (name, key) in paper else "-"
-                for key in ("train seconds", "estimated memory MB")
-            ]
-            cells = [classes, name, row["images"], row["epochs"], f"{row['ms']:,.0f}", f"{row['run_s']:,.0f}"]
-            cells += [ratio(row, "run_s", ours), theirs[0], f"{row['peak_mb']:,.0f}", ratio(row, "peak_mb", ours)]
-            estimated = f"{row['paper_mb']:,.0f}" if row["paper_mb"] else "-"
-            body.append([*cells, estimated, ratio(row, "paper_mb", ours), theirs[1], f"{row['learned']:,}"])
-    text = tabulate(body, header, stralign="right", disable_numparse=True)
-    return f"{result['machine']}; {result['precision']}\n\n{text}\n\n{NOTES}"
-
-
-NOTES = f"""\
-M: base classes. run s: the official base-to-new recipe with {SHOTS} shots: measured steps, and images encoded beside
-  them, multiplied; reading images and testing are not in it. ratio: the row's cost over Skip Tuning's; paper: that in
-  the paper's Tables 1 and 5, which average over 11 datasets and measured some methods with other recipes (CoOp: 100
-  epochs, KgCoOp: batches of 32).
-peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
-  without what a kernel needs for itself and, on the CPU, what no step runs through, which lies in a mapped file.
-paper-style: the estimate that the paper's tables give (benchmarks/paper_memory.py), in MB.
-†: on features of each image that are cached once. PromptSRC and CoPrompt encode 60 texts of every class once. TwoSFS:
-  the steps of stage 1, and the images that stage 2 encodes; its own steps, of a linear layer, are not in it."""
+    return show(result["machine"], *method_tables(result))
 
 
 def main(argv=None):

@@ -1,4 +1,7 @@
-"""What the cost benchmarks run on: CLIP of ViT-B/16's shape with random weights, made-up classes, trainers on them."""
+"""What the cost benchmarks run on: CLIP of ViT-B/16's shape with random weights, made-up classes, trainers on them.
+
+Everything is on the CPU, also where there is a GPU: the rows without a trainer are, and all are compared.
+"""
 
 import contextlib
 import gc
@@ -84,6 +87,7 @@ class Bench:
         cfg.merge_from_list(["DATASET.NAME", "MadeUp", "DATASET.NUM_SHOTS", SHOTS, "TRAINER.NAME", name])
         cfg.merge_from_list(["MODEL.BACKBONE.NAME", str(self.folder / "random.safetensors")])
         cfg.merge_from_list(["INPUT.SIZE", (size, size), "VERBOSE", False, "DATALOADER.NUM_WORKERS", 0])
+        cfg.merge_from_list(["USE_CUDA", False])
         cfg.merge_from_list([f"TRAINER.{name.upper()}.PREC", precision, "SEED", 1])
         cfg.merge_from_list(["PROTOCOL", "base2new", "OUTPUT_DIR", tempfile.mkdtemp(dir=self.folder)])
         resolve(cfg)

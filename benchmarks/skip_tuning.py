@@ -1,8 +1,8 @@
 """What a training step, an extraction, a test and a whole run of Skip Tuning cost, against full fine-tuning (FT).
 
 ViT-B/16 with random weights and made-up images and class names; nothing is downloaded. Everything is measured in one
-run, the rows taking turns. "plain" is benchmarks/plain.py, the paper as it stands; "exact" is the trainer with its
-savings that change nothing but the cost, preset `recommended`.
+run on the CPU, the rows taking turns. "plain" is benchmarks/plain.py, the paper as it stands; "exact" is the trainer
+with its savings that change nothing but the cost, preset `recommended`.
 """
 
 import statistics
@@ -10,13 +10,14 @@ import sys
 from functools import partial
 
 import torch
-from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
 
 from clip import clip
+from results.costs import skip_tuning_tables
 from trainers.parts.cskip import keep_probability, mean_kept
 from trainers.parts.precision import cpu_precision
 
-from .measure import STEADY, allocator, interleaved, machine, page_faults, parser, report, turns
+from .measure import STEADY, allocator, interleaved, machine, parser, report, show, turns
 from .model import IMAGES, SHAPE, SHOTS, Bench, class_names, prepare, quiet
 from .paper_memory import estimate
 from .plain import PlainStep, deep_image, shallow_image
@@ -26,12 +27,13 @@ FT, BOTH = "FT plain", "both plain"
 PLAIN = {FT: (0, 1.0), "LSkip only, plain": (6, 1.0), "CSkip only, plain": (0, 0.5), BOTH: (6, 0.5)}  # omega, r
 EXACT = {"both exact": "fp32", "both exact, bf16": "bf16"}
 MATRIX = 2048  # rows and columns of the products that rates are measured with
+VIEWS = {"1 view": 1, "5 views": 5, "fresh in 20 epochs": 0}  # cached of each image; 0: a fresh one in every epoch
 FITS = 100  # classes up to which rows that keep all of them are measured; beyond, their cost is a straight line
 
 
 def exact_rows():
     """EXACT; on a CPU that only imitates products of bf16 without that row, a step of which would take minutes."""
-    imitated = not torch.cuda.is_available() and cpu_precision()[0] != "bf16"
+    imitated = cpu_precision()[0] != "bf16"
     return {name: precision for name, precision in EXACT.items() if precision == "fp32" or not imitated}
 
 
@@ -73,7 +75,10 @@ def matmul_rates(rounds):
 
 
 def image_rates(bench, trainers, rounds):
-    """{row: {"extract" or "test": images per second}}; classes are encoded before, as in an evaluation."""
+    """{row: images per second of "extract" and "test", and their operations for an image}.
+
+    Classes are encoded before, as in an evaluation.
+    """
     visual = bench.clip_model().visual
     rows = {
         ("plain", "extract"): lambda: shallow_image(visual, bench.pixels, 6),
@@ -83,11 +88,13 @@ def image_rates(bench, trainers, rounds):
         trainer.tested_features = trainer.class_features()
         rows[name, "extract"] = lambda trainer=trainer: trainer.encode_shallow(bench.pixels)
         rows[name, "test"] = lambda trainer=trainer: trainer.model_inference(bench.pixels)
-    with torch.no_grad():
-        taken = interleaved(rows, rounds)
     rates = {}
-    for (name, kind), spent in taken.items():
-        rates.setdefault(name, {})[kind] = IMAGES / spent
+    with torch.no_grad():
+        for (name, kind), spent in interleaved(rows, rounds, *STEADY).items():
+            with FlopCounterMode(display=False) as counter:
+                rows[name, kind]()
+            found = {kind: IMAGES / spent, f"{kind}_gflop": counter.get_total_flops() / IMAGES / 1e9}
+            rates.setdefault(name, {}).update(found)
     return rates
 
 
@@ -113,8 +120,10 @@ def measure(bench, classes, rounds):
         paper = estimate(BATCH, mean_kept(classes, ratio), 12 - omega, pixels=not omega)
         rows[name] = {"peak_mb": peak, "paper_mb": paper, "gflop": flops / 1e9}
     for name, taken in turns(runs, rounds, *STEADY).items():
-        low, middle, high = (1e3 * pick(taken) for pick in (min, statistics.median, max))
-        rows[name] |= {"ms": middle, "ms_low": low, "ms_high": high, "page_faults": page_faults(runs[name])}
+        low, middle, high = (1e3 * pick(one.seconds for one in taken) for pick in (min, statistics.median, max))
+        faults = [one.page_faults for one in taken if one.page_faults is not None]
+        rows[name] |= {"ms": middle, "ms_low": low, "ms_high": high}
+        rows[name]["page_faults"] = statistics.median(faults) if faults else None
     return rows, built
 
 
@@ -139,14 +148,17 @@ def whole_run(name, row, classes, rates):
 
 
 def cache(bench, trainers, classes, rates):
-    """{row: what its cached images cost}: GB of one view, where it lies, and seconds of all extractions in a run."""
+    """{row: {views: what they cost a run}}: GB that lie there together, where, and seconds of all extractions."""
     rows = {}
     for name, trainer in trainers.items():
         images = classes * SHOTS
         size = images * trainer.encode_shallow(bench.pixels[:1]).nbytes / 1e9
-        place = "memory" if size <= trainer.options.CACHE_LIMIT else "a mapped file"
-        rows[name] = {"gb": size, "place": place}
-        rows[name] |= {f"{views}_views_s": images * views / rates[name]["extract"] for views in (1, 5, EPOCHS)}
+        rows[name] = {}
+        for label, views in VIEWS.items():
+            gb = max(views, 1) * size  # a fresh view takes the place of the one before
+            place = "memory" if gb <= trainer.options.CACHE_LIMIT else "a mapped file"
+            spent = images * (views or EPOCHS) / rates[name]["extract"]
+            rows[name][label] = {"gb": gb, "place": place, "extract_s": spent}
     return rows
 
 
@@ -160,11 +172,17 @@ def run(shape, folder, numbers, rounds, progress=lambda text: None):
         rates = rates or image_rates(bench, built, rounds)
         cached[classes] = cache(bench, built, classes, rates)
     extrapolate(steps)
+    steps = {
+        classes: {name: rows[name] for name in (*PLAIN, *EXACT) if name in rows} for classes, rows in steps.items()
+    }
     matmul = matmul_rates(rounds)
     for classes, rows in steps.items():
         for name, row in rows.items():
             row["floor_ms"] = row["gflop"] * 1e12 / matmul[EXACT.get(name, "fp32")]
             row["run_s"] = whole_run(name, row, classes, rates)
+    for name, row in rates.items():
+        for kind in ("extract", "test"):
+            row[f"{kind}_share"] = 1e9 * row[f"{kind}_gflop"] * row[kind] / matmul[EXACT.get(name, "fp32")]
     flops = {name: rate / 1e9 for name, rate in matmul.items()}
     told = {"machine": machine(), "allocator": allocator()}
     return told | {"matmul_gflops": flops, "images_per_second": rates, "steps": steps, "cache": cached}
@@ -172,63 +190,12 @@ def run(shape, folder, numbers, rounds, progress=lambda text: None):
 
 def table(result):
     """The result as text."""
-    lines = [result["machine"], f"memory: {result['allocator']}"]
-    flops = ", ".join(f"{name} {rate:.0f}" for name, rate in result["matmul_gflops"].items())
-    if "bf16" not in result["matmul_gflops"]:
-        lines.append("bf16: not measured, this CPU has no products of it")
-    lines.append(f"large matrix products: {flops} GFLOP/s\n")
-    header = ["M", "", "ms/step", "low", "high", "page faults", "FT/", "both/", "floor ms"]
-    header += ["run s", "FT/", "peak MB", "FT/", "paper-style MB"]
-    body = []
-    for classes, rows in result["steps"].items():
-        for name in [*PLAIN, *EXACT]:
-            if name not in rows:
-                continue
-            row, mark = rows[name], "~" if rows[name].get("extrapolated") else ""
-
-            def ratio(key, base, rows=rows, row=row):
-                return f"{rows[base][key] / row[key]:.1f}x" if base in rows else "-"
-
-            ms, run_s, peak, floor, paper = (
-                f"{row[key]:,.0f}" for key in ("ms", "run_s", "peak_mb", "floor_ms", "paper_mb")
-            )
-            spread = [f"{row[key]:,.0f}" if row.get(key) else "-" for key in ("ms_low", "ms_high", "page_faults")]
-            cells = [classes, name, mark + ms, *spread, ratio("ms", FT), ratio("ms", BOTH), floor]
-            body.append([*cells, mark + run_s, ratio("run_s", FT), mark + peak, ratio("peak_mb", FT), paper])
-    lines.append(tabulate(body, header, stralign="right", disable_numparse=True))
-    rates = result["images_per_second"]
-    full = rates["plain"]["test"]
-    body = [
-        [name, *(f"{rate[kind]:.1f} ({rate[kind] / full:.1f}x)" for kind in ("extract", "test"))]
-        for name, rate in rates.items()
-    ]
-    lines += ["", tabulate(body, ["images/s", "extraction", "test"], stralign="right", disable_numparse=True)]
-    header = ["M", "cached images", "GB a view", "in", "s, 1 view", "s, 5 views", f"s, fresh in {EPOCHS} epochs"]
-    body = [
-        [classes, name, f"{gb:.1f}", place, *(f"{spent:,.0f}" for spent in seconds)]
-        for classes, rows in result["cache"].items()
-        for name, (gb, place, *seconds) in ((name, row.values()) for name, row in rows.items())
-    ]
-    lines += ["", tabulate(body, header, stralign="right", disable_numparse=True), "", NOTES]
-    return "\n".join(lines)
-
-
-NOTES = f"""\
-M: base classes; a step: {BATCH} images; CSkip keeps at most 50 classes for sure.
-ms/step: the median of the turns, each of which is the median of {STEADY[1]} steps behind {STEADY[0]} unmeasured ones;
-  low and high are of the turns. Page faults of a step: fresh memory from the system, which costs time.
-FT/, both/: the cost of "FT plain" and of "both plain" over the row's.
-run s: {SHOTS} shots, {EPOCHS} epochs, a fresh view of each image in each: the measured step and extraction, multiplied;
-  reading images is not in it. ~: a straight line through the two smallest M, as the row does not fit into memory.
-floor: operations of the row's matrix products over the rate of a large one, in the row's precision.
-peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer state, activations),
-  without what a kernel needs for itself and, on the CPU, without the skipped half, which lies in a mapped file.
-paper-style MB: the estimate that the paper's tables give (benchmarks/paper_memory.py).
-images/s: {IMAGES} at a time, once the classes are encoded; in brackets over the plain forward pass of both halves."""
+    head = f"{result['machine']}\nmemory: {result['allocator']}"
+    return show(head, *skip_tuning_tables(result))
 
 
 def main(argv=None):
-    args = parser("skip_tuning", __doc__, [50, 100, 500, 1000]).parse_args(argv)
+    args = parser("skip_tuning", __doc__, [50, 100, 1000, 5000]).parse_args(argv)
     return report(args, partial(run, SHAPE), table)
 
 

@@ -1,4 +1,4 @@
-"""What the cost benchmarks wrote with --json -> figures."""
+"""What the cost benchmarks measured -> figures."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from .gate import LOG_LIMIT, read_json
 from .published import Published
 
 OURS = "SkipTuning"
+EXACT = "both exact"  # the row in fp32 that bf16 is compared with
 METHOD_COLUMNS = [
     *(["method", "", "text"], ["images", "batch", "count"], ["epochs", "epochs", "count"], ["ms", "ms/step", "count"]),
     *(["run_s", "run s", "count"], ["run_ratio", "ratio", "ratio"], ["paper_time", "paper", "ratio"]),
@@ -22,22 +23,41 @@ METHOD_NOTES = [
     "  without what a kernel needs for itself and, on the CPU, what no step runs through, which lies in a mapped file.",
     "paper-style: the estimate that the paper's tables give (benchmarks/paper_memory.py), in MB.",
     "†: on features of each image that are cached once. PromptSRC and CoPrompt encode 60 texts of every class once.",
+    "  TwoSFS: the steps of stage 1, and the images that stage 2 encodes; its own steps, of a linear layer, are not in",
+    "  it.",
 ]
 STEP_COLUMNS = [
-    *(["row", "", "text"], ["ms", "ms/step", "count"], ["ms_ft", "FT/", "ratio1"], ["ms_both", "both/", "ratio1"]),
-    *(["floor_ms", "floor ms", "count"], ["run_s", "run s", "count"], ["run_ft", "FT/", "ratio1"]),
+    *(["row", "", "text"], ["ms", "ms/step", "count"], ["ms_low", "low", "count"], ["ms_high", "high", "count"]),
+    *(["page_faults", "page faults", "count"], ["ms_ft", "FT/", "ratio1"], ["ms_both", "both/", "ratio1"]),
+    *(["ms_fp32", "fp32/", "ratio1"], ["floor_ms", "floor ms", "count"], ["over_floor", "ms/floor", "ratio"]),
+]
+RUN_COLUMNS = [
+    *(["row", "", "text"], ["run_s", "run s", "count"], ["run_ft", "FT/", "ratio1"]),
     *(["peak_mb", "peak MB", "count"], ["peak_ft", "FT/", "ratio1"], ["paper_mb", "paper-style MB", "count"]),
 ]
-RATE_COLUMNS = [["row", "images/s", "text"], ["extract", "extraction", "rate"], ["test", "test", "rate"]]
+RATE_COLUMNS = [
+    *(["row", "images/s", "text"], ["extract", "extraction", "rate"], ["extract_fp32", "/fp32", "ratio1"]),
+    *(["extract_share", "of the limit", "share"], ["test", "test", "rate"], ["test_fp32", "/fp32", "ratio1"]),
+    ["test_share", "of the limit", "share"],
+]
+CACHE_COLUMNS = [
+    *(["classes", "M", "number"], ["row", "cached images", "text"], ["views", "views", "text"]),
+    *(["gb", "GB", "cost"], ["place", "in", "text"], ["extract_s", "extraction s", "cost"]),
+]
 STEP_NOTES = [
-    "a step: 4 images; CSkip keeps at most 50 classes for sure. FT/, both/: the cost of FT plain and of both plain",
-    "  over the row's. run s: 16 shots, 20 epochs, a fresh view of each image in each: measured step and extraction,",
-    "  multiplied; reading images is not in it. (~): a straight line through the two smallest numbers of classes.",
+    "a step: 4 images; CSkip keeps at most 50 classes for sure. ms/step: the median of the turns, each the median of",
+    "  some steps behind unmeasured ones; low and high are of the turns. page faults of such a step: fresh memory from",
+    "  the system, which costs time. FT/, both/, fp32/: the cost of FT plain, of both plain and of both exact (in",
+    "  fp32) over the row's. (~): a straight line through the two smallest numbers of classes.",
     "floor: operations of the row's matrix products over the rate of a large one, in the row's precision.",
+    "run s: 16 shots, 20 epochs, a fresh view of each image in each: measured step and extraction, multiplied; reading",
+    "  images is not in it.",
     "peak MB: measured in a step: all tensors that PyTorch allocated (weights, gradients, optimizer, activations),",
     "  without what a kernel needs for itself and, on the CPU, without the skipped half, which lies in a mapped file.",
     "paper-style MB: the estimate that the paper's tables give (benchmarks/paper_memory.py).",
-    "images/s: once the classes are encoded; in brackets over the plain forward pass of both halves.",
+    "images/s: once the classes are encoded; in brackets over the plain forward pass of both halves. /fp32: over both",
+    "  exact. of the limit: the share of a large product's rate at which the row's products run, all else included.",
+    "cached images: M base classes, 16 shots, the whole run's extraction; a fresh view takes the last one's place.",
 ]
 
 
@@ -46,9 +66,8 @@ def over(value: float | None, reference: float | None) -> float | None:
     return value / reference if value and reference else None
 
 
-def methods(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """benchmarks.methods --json FILE -> a table for each number of classes, no problems, notes."""
-    result = read_json(file, LOG_LIMIT)
+def method_tables(result: dict) -> tuple[list[dict], list[str]]:
+    """What benchmarks.methods measured -> a table for each number of classes, notes."""
     paper = Published().averages("base2new", "Average of 11")
     tables = []
     for classes, rows in result["rows"].items():
@@ -63,28 +82,67 @@ def methods(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
             lines.append(line | {"learned": row["learned"]})
         title = f"{classes} base classes, {result['precision']}"
         tables.append({"title": title, "columns": METHOD_COLUMNS, "rows": lines})
-    return tables, {}, METHOD_NOTES
+    return tables, METHOD_NOTES
+
+
+def step_tables(classes: int | str, rows: dict[str, dict]) -> list[dict]:
+    """With this number of classes: a step, and a run with its memory."""
+    lines = []
+    full, both, exact = (rows.get(name, {}) for name in ("FT plain", "both plain", EXACT))
+    for name, row in rows.items():
+        line = {"row": f"{name} (~)" if row.get("extrapolated") else name}
+        line |= {key: row.get(key) for key in ("ms", "ms_low", "ms_high", "page_faults")}
+        for key, reference in (("ms_ft", full), ("ms_both", both), ("ms_fp32", exact)):
+            line[key] = over(reference.get("ms"), row["ms"])
+        line |= {"over_floor": over(row["ms"], row["floor_ms"]), "run_ft": over(full.get("run_s"), row["run_s"])}
+        line |= {key: row[key] for key in ("floor_ms", "run_s", "peak_mb", "paper_mb")}
+        lines.append(line | {"peak_ft": over(full.get("peak_mb"), row["peak_mb"])})
+    step = {"title": f"{classes} base classes: a step", "columns": STEP_COLUMNS, "rows": lines}
+    return [step, {"title": f"{classes} base classes: a run", "columns": RUN_COLUMNS, "rows": lines}]
+
+
+def rate_table(rates: dict[str, dict]) -> dict:
+    """Images per second of extraction and test."""
+    lines, full = [], rates["plain"]["test"]
+    for name, rate in rates.items():
+        line = {"row": name}
+        for kind in ("extract", "test"):
+            line[kind] = [rate[kind], rate[kind] / full]
+            line[f"{kind}_fp32"] = over(rate[kind], rates[EXACT][kind])
+            line[f"{kind}_share"] = 100 * rate[f"{kind}_share"]
+        lines.append(line)
+    return {"title": "", "columns": RATE_COLUMNS, "rows": lines}
+
+
+def cache_table(cache: dict) -> dict:
+    """Where cached images lie, and what they take."""
+    lines = [
+        {"classes": classes, "row": name, "views": views} | found
+        for classes, rows in cache.items()
+        for name, kinds in rows.items()
+        for views, found in kinds.items()
+    ]
+    return {"title": "", "columns": CACHE_COLUMNS, "rows": lines}
+
+
+def skip_tuning_tables(result: dict) -> tuple[list[dict], list[str]]:
+    """What benchmarks.skip_tuning measured -> tables for each number of classes, of rates and of caches, notes."""
+    tables = [table for classes, rows in result["steps"].items() for table in step_tables(classes, rows)]
+    tables += [rate_table(result["images_per_second"]), cache_table(result["cache"])]
+    rates = result["matmul_gflops"]
+    notes = [*STEP_NOTES, f"large matrix products: {', '.join(f'{name} {rates[name]:.0f}' for name in rates)} GFLOP/s"]
+    if "bf16" not in rates:
+        notes.append("bf16: not measured, this CPU has no products of it")
+    return tables, notes
+
+
+def methods(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """benchmarks.methods --json FILE -> tables, no problems, notes."""
+    tables, notes = method_tables(read_json(file, LOG_LIMIT))
+    return tables, {}, notes
 
 
 def skip_tuning(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """benchmarks.skip_tuning --json FILE -> a table for each number of classes and one of rates, no problems, notes."""
-    result = read_json(file, LOG_LIMIT)
-    tables = []
-    for classes, rows in result["steps"].items():
-        lines = []
-        full, both = rows.get("FT plain", {}), rows.get("both plain", {})
-        for name, row in rows.items():
-            line = {"row": f"{name} (~)" if row.get("extrapolated") else name}
-            line |= {key: row[key] for key in ("ms", "floor_ms", "run_s", "peak_mb", "paper_mb")}
-            line |= {"ms_ft": over(full.get("ms"), row["ms"]), "ms_both": over(both.get("ms"), row["ms"])}
-            line |= {"run_ft": over(full.get("run_s"), row["run_s"])}
-            lines.append(line | {"peak_ft": over(full.get("peak_mb"), row["peak_mb"])})
-        tables.append({"title": f"{classes} base classes", "columns": STEP_COLUMNS, "rows": lines})
-    rates = result["images_per_second"]
-    reference = rates["plain"]["test"]
-    lines = []
-    for name, rate in rates.items():
-        lines.append({"row": name} | {kind: [rate[kind], rate[kind] / reference] for kind in ("extract", "test")})
-    tables.append({"title": "", "columns": RATE_COLUMNS, "rows": lines})
-    flops = ", ".join(f"{name} {rate:.0f}" for name, rate in result["matmul_gflops"].items())
-    return tables, {}, [*STEP_NOTES, f"large matrix products: {flops} GFLOP/s"]
+    """benchmarks.skip_tuning --json FILE -> tables, no problems, notes."""
+    tables, notes = skip_tuning_tables(read_json(file, LOG_LIMIT))
+    return tables, {}, notes

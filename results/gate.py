@@ -73,7 +73,7 @@ NEEDED = {
 }
 OPTIONAL = {  # not in every file that was ever written
     "protocol": one_of("", "base2new", "few_shot", "xd"),
-    **dict.fromkeys(("preset", "config", "tested", "split", "images"), NAME),
+    **dict.fromkeys(("preset", "config", "tested", "split", "images", "precision", "device"), NAME),
     **dict.fromkeys(("peak_rss_mb", "epochs", "workers", "learned_parameters", "total", "trials"), AMOUNT),
     **dict.fromkeys(("versions", "calibration"), TABLE),
     **dict.fromkeys(("classnames", "config_files"), NAMES),
@@ -92,6 +92,7 @@ NULLABLE = {
     "tested",
     "split",
     "images",
+    "precision",
     "trials",
     "calibration",
     "nll",

@@ -1,9 +1,9 @@
-# Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is Skip Tuning (ablate_lr.sh:
-# any method) base-to-new on one dataset with every seed in SEEDS and the recipe that PRESET or CFG name, in which only
-# what the point names is changed; PREC and OPTIONS hold for all points. Memory is measured.
+# Shared by the ablations (sourced): name the points of a grid, then ablate. Every point is Skip Tuning (ablate_lr.sh and
+# ablate_choices.sh: any method) base-to-new on one dataset with every seed in SEEDS and the recipe that PRESET or CFG
+# name, in which only what the point names is changed; PREC and OPTIONS hold for all points. Memory is measured.
 . "$(dirname "$0")/../common.sh"
 case $0 in
-  *_lr.sh) ;;
+  *_lr.sh | *_choices.sh) ;;
   *) TRAINER=SkipTuning ;;
 esac
 OPTIONS="TRAIN.MEASURE_MEMORY True${OPTIONS:+ $OPTIONS}"

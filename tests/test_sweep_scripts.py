@@ -173,3 +173,13 @@ def test_list_has_the_papers_datasets_and_shots_by_default(shell):
     assert (
         shell("list.sh", "fewshot").stderr == "Error: there is no protocol fewshot; choose base2new, few_shot or xd\n"
     )
+
+
+def test_a_method_has_its_own_choices_and_one_without_any_says_which_have_some(shell):
+    done = shell("mmrl/ablate_choices.sh", SEEDS="1", PRESET="matched")
+    assert done.returncode == 0, done.stderr
+    changed = [call.split("TRAIN.MEASURE_MEMORY True")[1] for call in shell.calls[:-1] if "--eval-only" not in call]
+    options = ("READ_OUT class", "READ_OUT both", "FUSION probabilities", "PROJECTION copy")
+    assert changed == ["", *(f" TRAINER.MMRL.{option}" for option in options)]
+    done = shell("coop/ablate_choices.sh")
+    assert done.returncode == 2 and "CoOp has no such choices; SkipTuning, MMRL" in done.stderr

@@ -260,6 +260,21 @@ def test_an_unseeded_run_resumes_with_the_seed_that_it_drew(run, tmp_path, monke
     assert run(*argv).out.startswith("Finished before: ")
 
 
+def test_a_training_may_name_its_precision_when_it_goes_on(tmp_path):
+    """resume.pt knows which one it was; only that one goes on."""
+    argv = [*EMBEDDED, "--output-dir", str(tmp_path), *TWO_EPOCHS]
+    first, named, other = (
+        train.configure(train.parse([*argv, *opts]))[0]
+        for opts in ([], ["TRAINER.SKIPTUNING.PREC", "bf16"], ["OPTIM.LR", "0.5"])
+    )
+    train.claim(first)
+    (tmp_path / "resume.pt").touch()
+    train.claim(named)
+    assert train.read_yaml(tmp_path / "config.yaml")["TRAINER.SKIPTUNING.PREC"] == "bf16"
+    with pytest.raises(UserError, match=r"other options \(OPTIM.LR"):
+        train.claim(other)
+
+
 def test_config_yaml_says_how_many_epochs_the_steps_were(run, tmp_path):
     argv = [*EMBEDDED, "--output-dir", tmp_path, "--no-train", *TWO_EPOCHS, "OPTIM.STEPS_PER_SHOT", 7]
     assert run(*argv).code == 0

@@ -40,6 +40,9 @@ _FREE = (
 )
 
 
+# Options that say in which precision a run is; resume.pt knows in which one it really was.
+_PRECISION = re.compile(r"TRAINER\.\w+\.PREC|TRAIN\.CPU_PREC")
+
 # Options that may be paths, which have more than one spelling.
 _PATHS = ("DATASET.IMAGES", "DATASET.CLASSNAMES", "EVAL.MODEL_DIR", "MODEL.BACKBONE.NAME")
 
@@ -168,7 +171,7 @@ def check_meta(path, theirs, ours):
 
 
 def _free(key):
-    return key in _FREE or key.endswith(".CACHE_LIMIT")  # a method's: where its features lie
+    return key in _FREE or str(key).endswith(".CACHE_LIMIT")  # a method's: where its features lie
 
 
 def _decisive(cfg):
@@ -183,10 +186,15 @@ def identity(cfg):
     return yaml.safe_dump(_decisive(cfg))
 
 
-def check_identity(path, theirs, cfg):
-    """UserError that names the options which differ from those of an earlier run."""
+def check_identity(path, theirs, cfg, resumed=False):
+    """UserError that names the options which differ from those of an earlier run.
+
+    resumed: `load_resume` compares the precisions themselves, so their options may differ here.
+    """
     old, new = _parsed(path, theirs), _decisive(cfg)
     old = {key: value for key, value in old.items() if not _free(key)}  # earlier versions kept more of them
+    if resumed:
+        old, new = ({key: run[key] for key in run if not _PRECISION.fullmatch(str(key))} for run in (old, new))
     old |= {key: meant(str(old[key])) for key in _PATHS if key in old}
     if old.get("EVAL.MODEL_DIR"):
         old["EVAL.MODEL_DIR"] = where_it_is(old["EVAL.MODEL_DIR"], cfg.OUTPUT_DIR)
@@ -249,6 +257,7 @@ def save_resume(trainer, path):
     save_atomic(
         {
             "config": identity(trainer.cfg),
+            "precision": trainer.precision,
             "epoch": trainer.epoch + 1,
             "models": {name: module.state_dict() for name, module in trainer._models.items()},
             "optims": _states(trainer._optims),
@@ -267,13 +276,19 @@ def save_resume(trainer, path):
 def load_resume(trainer, path):
     """Put the trainer where `save_resume` left it; returns the number of finished epochs.
 
-    UserError for a run with other options, and for a file that is damaged.
+    UserError for a run with other options or in another precision, and for a file that is damaged.
     """
     state = load_checkpoint(path)
     with complete(path, "remove it to train from scratch, or choose another --output-dir"):
         if not isinstance(state, dict):
             raise TypeError(type(state).__name__)
-        check_identity(path, state["config"], trainer.cfg)
+        precision = state.get("precision")  # None: of a trainer that doesn't say, or written before this was noted
+        check_identity(path, state["config"], trainer.cfg, resumed=precision is not None)
+        if precision not in (None, trainer.precision):
+            raise UserError(
+                f'"{path}" is of a training in {precision}, this run is in {trainer.precision}; to go on, set'
+                f" TRAINER.{trainer.cfg.TRAINER.NAME.upper()}.PREC {precision}"
+            )
         epoch = int(state["epoch"])
         if epoch:
             _restore(trainer, state, path)

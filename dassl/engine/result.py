@@ -76,6 +76,8 @@ def write_result(trainer, config_files=()):
     config_files: the paths given as --config-file. Metrics are null if there was no test. `split` is the hash of the
     whole split that docs/DATASETS.md lists (null where a dataset has none), `images` that of the images of this run.
     `calibration` is explained in docs/CALIBRATION.md.
+    `precision` is the one that the run really was in, also where PREC was auto (null for a trainer that doesn't say),
+    `device` is cpu or cuda: where it ran, after its last resume.
     Seconds are wall time, memory is in MB (1e6 bytes): `peak_memory_mb` of the training steps' tensors (null where it
     was not measured), `peak_rss_mb` of the whole process. Returns what was written.
     """
@@ -103,6 +105,8 @@ def write_result(trainer, config_files=()):
         "images": images_hash(dataset, cfg.DATASET.ROOT or "."),
         "epochs": trainer.max_epoch,
         "workers": cfg.DATALOADER.NUM_WORKERS,
+        "precision": trainer.precision,
+        "device": trainer.device.type,
         "seconds": {
             "extract": trainer.extract_seconds,
             "train": trainer.train_seconds,

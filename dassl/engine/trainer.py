@@ -57,6 +57,7 @@ class SimpleTrainer(TrainerBase):
         self.train_seconds = self.test_seconds = self.extract_seconds = 0.0
         self.tested = None  # the split of the last test
         self.temperature = None  # for that test, where TEST.TEMPERATURE isn't to be asked
+        self.precision = None  # in which it runs, by the name that PREC has for it, if the trainer says so
         self.memory = PeakMemory(on_cpu=cfg.TRAIN.get("MEASURE_MEMORY", False))
         if data is None:
             self.build_data_loader()

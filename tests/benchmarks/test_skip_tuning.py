@@ -22,7 +22,7 @@ def result(tmp_path_factory, small_shape):
 
 def test_every_row_has_its_figures(result):
     for rows in result["steps"].values():
-        assert list(rows) and set(rows) == {*bench.PLAIN, *bench.EXACT}
+        assert list(rows) == [*bench.PLAIN, *bench.EXACT]  # also where some came last, as lines through others
         for row in rows.values():  # a line through two noisy times may lead anywhere
             keys = ("gflop", "floor_ms", "peak_mb", "paper_mb") + (() if "extrapolated" in row else ("ms", "run_s"))
             assert all(row[key] > 0 for key in keys)
@@ -32,9 +32,36 @@ def test_turns_leave_out_their_first_calls_and_count_as_a_median(monkeypatch):
     calls, clock = [], iter([100, 1, 5, 2] * 2 + [100, 7, 8, 9] * 2)
     rows = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
     monkeypatch.setattr(measure, "seconds", lambda function: function() or next(clock))
-    assert measure.turns(rows, 1, unmeasured=0, measured=4) == {"a": [3.5], "b": [3.5]}
+    found = measure.turns(rows, 1, unmeasured=0, measured=4)
+    assert {name: [one.seconds for one in taken] for name, taken in found.items()} == {"a": [3.5], "b": [3.5]}
     assert measure.interleaved(rows, 2, unmeasured=2, measured=2) == {"a": 53.5, "b": 8.5}
     assert calls == [*"aaaabbbb", *"aaaabbbb" * 2]
+
+
+def test_page_faults_are_those_of_the_measured_calls_of_a_turn(monkeypatch):
+    """The first call after another row's takes pages that those behind it don't."""
+    given, costs = 0, iter([1000, 1000, 3, 5])
+
+    def first_takes_more():
+        nonlocal given
+        given += next(costs)
+
+    monkeypatch.setattr(measure, "page_faults", lambda: given)
+    (turn,) = measure.turns({"a": first_takes_more}, 1, unmeasured=2, measured=2)["a"]
+    assert turn.page_faults == 4
+
+
+def test_where_the_system_does_not_tell_page_faults_none_are_claimed(monkeypatch):
+    monkeypatch.setattr(measure, "page_faults", lambda: None)
+    assert measure.turn(lambda: None, 0, 1).page_faults is None
+
+
+def test_trainers_stay_on_the_cpu_as_the_plain_rows_do(tmp_path, small_shape, monkeypatch):
+    made = bench.Bench(tmp_path, small_shape)
+    trainer = made.trainer("SkipTuning", "", 6, "fp32")
+    assert trainer.cfg.USE_CUDA is False and trainer.device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert measure.machine().startswith("CPU, ")
 
 
 def test_every_step_has_its_spread_and_the_allocator_is_named(result, monkeypatch):
@@ -68,15 +95,36 @@ def test_a_whole_run_is_its_steps_and_one_extraction_per_epoch(result):
 
 def test_cached_images_have_their_size_place_and_extraction(result):
     row, half = (result["cache"][12][name] for name in bench.EXACT)
-    assert row["gb"] == pytest.approx(12 * 16 * 5 * 64 * 4 / 1e9) and half["gb"] == row["gb"] / 2
-    assert row["place"] == "memory"
+    one, five, fresh = (row[views] for views in bench.VIEWS)
+    assert one["gb"] == pytest.approx(12 * 16 * 5 * 64 * 4 / 1e9) and half["1 view"]["gb"] == one["gb"] / 2
+    assert five["gb"] == 5 * one["gb"] and fresh["gb"] == one["gb"] and one["place"] == "memory"
     once = 12 * 16 / result["images_per_second"]["both exact"]["extract"]
-    assert row["1_views_s"] == pytest.approx(once) and row["20_views_s"] == pytest.approx(20 * once)
+    assert one["extract_s"] == pytest.approx(once) and five["extract_s"] == pytest.approx(5 * once)
+    assert fresh["extract_s"] == pytest.approx(20 * once)
+
+
+def test_several_views_share_the_room_that_one_has(tmp_path, small_shape):
+    """As FeatureCache.room counts them."""
+    made = bench.Bench(tmp_path, small_shape)
+    trainer = made.trainer("SkipTuning", "", 12, "fp32")
+    trainer.options.defrost()
+    trainer.options.CACHE_LIMIT = 3 * 12 * 16 * 5 * 64 * 4 / 1e9  # three views
+    found = bench.cache(made, {"both exact": trainer}, 12, {"both exact": {"extract": 1.0}})["both exact"]
+    assert [one["place"] for one in found.values()] == ["memory", "a mapped file", "memory"]
+
+
+def test_rates_are_shares_of_a_large_products(result):
+    rates = result["images_per_second"]
+    for name, rate in rates.items():
+        limit = 1e9 * result["matmul_gflops"][bench.EXACT.get(name, "fp32")]
+        for kind in ("extract", "test"):
+            assert rate[f"{kind}_share"] == pytest.approx(rate[kind] * rate[f"{kind}_gflop"] * 1e9 / limit)
+        assert 0 < rate["extract_gflop"] == rates["plain"]["extract_gflop"] < rate["test_gflop"]
 
 
 def test_a_cpu_without_bf16_measures_the_rest(monkeypatch, result):
     monkeypatch.setattr(bench, "cpu_precision", lambda: ("fp32", "this CPU has no products of bf16"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # another device's products don't count
     monkeypatch.setattr(bench, "MATRIX", 8)
     assert list(bench.exact_rows()) == ["both exact"] and list(bench.matmul_rates(1)) == ["fp32"]
     text = bench.table(result | {"matmul_gflops": {"fp32": 1.0}})
@@ -86,6 +134,7 @@ def test_a_cpu_without_bf16_measures_the_rest(monkeypatch, result):
 def test_table_names_the_machine_the_rates_and_every_row(result):
     text = bench.table(result)
     assert torch.__version__ in text and "GFLOP/s" in text and "both exact, bf16" in text and "~" in text
+    assert all(head in text for head in ("ms/floor", "fp32/", "page faults", "of the limit", "fresh in 20 epochs"))
 
 
 def test_command_writes_json_and_never_over_a_file(tmp_path, monkeypatch, capsys, result):

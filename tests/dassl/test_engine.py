@@ -228,8 +228,8 @@ def test_result_json_holds_every_key_and_ends_the_run(cfg):
     result = json.loads(Path(cfg.OUTPUT_DIR, "result.json").read_text())
     keys = (
         "protocol preset trials trainer dataset subsample shots seed backbone classnames config config_files tested"
-        " accuracy macro_f1 correct total calibration split images epochs workers seconds peak_memory_mb peak_rss_mb"
-        " learned_parameters versions"
+        " accuracy macro_f1 correct total calibration split images epochs workers precision device"
+        " seconds peak_memory_mb peak_rss_mb learned_parameters versions"
     )
     assert list(result) == keys.split()
     assert result["accuracy"] == 100 * result["correct"] / result["total"] and result["total"] == 12

@@ -31,6 +31,15 @@ def test_protocol_preset_epochs_and_workers_are_those_of_the_run(written):
     assert (result["config"], result["config_files"]) == ("", [])
 
 
+def test_precision_and_device_are_those_that_it_ran_on(written):
+    result = written(change=lambda trainer: setattr(trainer, "precision", "bf16"))
+    assert (result["precision"], result["device"]) == ("bf16", "cpu")
+
+
+def test_the_precision_of_a_trainer_that_doesnt_say_is_unknown(written):
+    assert written()["precision"] is None
+
+
 @pytest.mark.parametrize(("said", "trials"), [(-1, None), (0, 0), (7, 7)])
 def test_trials_are_the_recipes_or_unknown(written, said, trials):
     assert written("TRIALS", said)["trials"] == trials

@@ -249,20 +249,41 @@ class TestRefresh:
         assert (coop["run_ratio"], coop["paper_mb_ratio"], round(coop["paper_time"], 2)) == (4.5, None, 4.96)
 
     def test_steps_come_from_what_a_benchmark_wrote(self, house, tmp_path):
-        row = {"ms": 100.0, "floor_ms": 50.0, "run_s": 10.0, "peak_mb": 7.0, "paper_mb": 3.0, "gflop": 1.0}
-        steps = {"FT plain": row | {"ms": 400.0, "extrapolated": True}, "both plain": row, "both exact": row}
-        result = {"machine": "m", "matmul_gflops": {"fp32": 161.0}, "steps": {"50": steps}}
-        result["images_per_second"] = {
-            "plain": {"extract": 8.0, "test": 4.0},
-            "both exact": {"extract": 9.0, "test": 6.0},
+        row = {
+            "ms": 100.0,
+            "ms_low": 90.0,
+            "ms_high": 120.0,
+            "page_faults": 7.0,
+            "floor_ms": 50.0,
+            "run_s": 10.0,
+            "peak_mb": 7.0,
+            "paper_mb": 3.0,
+            "gflop": 1.0,
         }
+        steps = {"FT plain": row | {"ms": 400.0, "extrapolated": True}, "both plain": row, "both exact": row}
+        steps["both exact, bf16"] = row | {"ms": 25.0}
+        result = {"machine": "m", "matmul_gflops": {"fp32": 161.0}, "steps": {"50": steps}}
+        shares = {"extract_share": 0.5, "test_share": 0.25}
+        result["images_per_second"] = {
+            "plain": {"extract": 8.0, "test": 4.0} | shares,
+            "both exact": {"extract": 9.0, "test": 6.0} | shares,
+            "both exact, bf16": {"extract": 18.0, "test": 18.0} | shares,
+        }
+        kept = {"gb": 2.5, "place": "a mapped file", "extract_s": 60.0}
+        result["cache"] = {"50": {"both exact": {"5 views": kept}}}
         source = tmp_path / "figures.json"
         source.write_text(json.dumps(result))
         command = ("--as", "skip_tuning", "--command", "python -m benchmarks.skip_tuning")
         assert self.new(house, "--from", str(source), "cost", *command) == 0
-        steps, rates = read_figure(house / "docs/results/cost.json")["tables"]
+        steps, runs, rates, cached = read_figure(house / "docs/results/cost.json")["tables"]
         assert (steps["rows"][0]["row"], steps["rows"][2]["ms_ft"]) == ("FT plain (~)", 4.0)
-        assert rates["rows"][1] == {"row": "both exact", "extract": [9.0, 2.25], "test": [6.0, 1.5]}
+        assert (steps["rows"][2]["over_floor"], steps["rows"][3]["ms_fp32"]) == (2.0, 4.0)
+        assert [steps["rows"][2][key] for key in ("ms_low", "ms_high", "page_faults")] == [90.0, 120.0, 7.0]
+        assert runs["rows"][2]["peak_ft"] == 1.0
+        fp32, bf16 = rates["rows"][1:]
+        assert (fp32["extract"], fp32["test"], fp32["extract_share"]) == ([9.0, 2.25], [6.0, 1.5], 50.0)
+        assert (bf16["extract_fp32"], bf16["test_fp32"]) == (2.0, 3.0)
+        assert cached["rows"] == [{"classes": "50", "row": "both exact", "views": "5 views"} | kept]
 
     @pytest.mark.parametrize("content", ["{", "{}", '{"rows": {"50": {}}, "precision": "fp32"}', "[]"])
     def test_what_no_benchmark_wrote_is_one_line(self, house, tmp_path, capsys, content):

@@ -150,9 +150,16 @@ def _sgd_step(optimizer: torch.optim.SGD, weight: nn.Parameter, index: int, runn
 
 
 def update(
-    loss: Tensor, weights: MasterWeights, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    loss: Tensor,
+    weights: MasterWeights,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    keep_gradients: bool = False,
 ) -> None:
-    """Backward pass and step for a scalar loss. With a scaled loss, a step whose gradients overflow is left out."""
+    """Backward pass and step for a scalar loss. With a scaled loss, a step whose gradients overflow is left out.
+
+    keep_gradients: the weights' `.grad` stays until the next step, to be looked at.
+    """
     optimizer.zero_grad()
     scaler.scale(loss).backward()
     if weights.step_in_backward:
@@ -161,7 +168,8 @@ def update(
     weights.take_gradients()
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad()
+    if not keep_gradients:
+        optimizer.zero_grad()
     weights.sync()
 
 

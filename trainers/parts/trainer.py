@@ -255,7 +255,8 @@ class CLIPTrainer(TrainerX):
 
     def update(self, terms: dict[str, Tensor]) -> None:
         """Backward pass and step for the sum of `terms`."""
-        update(sum(terms.values()), self.weights, self.optim, self.scaler)
+        keep = not self.cfg.TRAIN.get("STEP_IN_BACKWARD", True)
+        update(sum(terms.values()), self.weights, self.optim, self.scaler, keep)
 
     def finish_step(self, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> dict:
         """Check the loss, update, step the schedule when it is time; -> the numbers that the log shows.

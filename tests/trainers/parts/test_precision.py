@@ -9,6 +9,7 @@ from torch import nn
 from dassl.config import get_cfg_default
 from dassl.engine.checkpoint import save_resume
 from dassl.optim import build_optimizer
+from dassl.utils import UserError
 from trainers.parts import precision
 from trainers.parts.lskip import DeepImage
 from trainers.parts.precision import (
@@ -352,6 +353,56 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(make_tra
         assert torch.equal(value, resumed.deep.state_dict()[name]), name
     if precision in SCALED:
         assert resumed.scaler.state_dict() == whole.scaler.state_dict()
+
+
+@pytest.mark.parametrize("precision", RUNNING)
+def test_gradients_are_there_after_a_step_where_they_are_wanted_and_change_no_byte(make_trainer, tmp_path, precision):
+    """TRAIN.STEP_IN_BACKWARD False; in no other run are there any."""
+    trainers = {}
+    for wanted in (True, False):
+        opts = ("TRAIN.STEP_IN_BACKWARD", str(not wanted), "TEST.NO_TEST", "True")
+        trainers[wanted] = run_of(make_trainer, tmp_path / str(wanted), precision, *opts)
+        trainers[wanted].train()
+        gradients = [p.grad for p in trainers[wanted].weights.module.parameters()]
+        assert all((gradient is not None) == wanted for gradient in gradients)
+    assert trainers[True].weights.step_in_backward is False
+    pairs = zip(trainers[True].deep.parameters(), trainers[False].deep.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_a_methods_own_parameters_keep_their_gradients_too(make_trainer):
+    trainer = make_trainer("KgCoOp", "TRAIN.STEP_IN_BACKWARD", "False", "TEST.NO_TEST", "True")
+    trainer.train()
+    assert all(p.grad.any() for p in trainer.learned.parameters())
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_training_goes_on_in_the_precision_in_which_it_began_or_says_how(
+    make_trainer, train_until, tmp_path, monkeypatch, said
+):
+    """Auto means another one on another machine; a resume.pt written before it was noted doesn't say it."""
+    prec, auto = "TRAINER.SKIPTUNING.PREC", ("TRAIN.CPU_PREC", "auto")
+    monkeypatch.setattr(SkipTuning, "automatic_precision", lambda self: ("bf16", "one CPU"))
+    train_until(run_of(make_trainer, tmp_path, "auto", *auto), epoch=1)
+    path = tmp_path / "resume.pt"
+    if not said:
+        state = torch.load(path, weights_only=True)
+        assert state.pop("precision") == "bf16"
+        torch.save(state, path)
+    there = path.read_bytes()
+    monkeypatch.setattr(SkipTuning, "automatic_precision", lambda self: ("fp32", "another CPU"))
+    wrong, right = ("auto", "bf16") if said else ("bf16", "auto")
+    refused = (
+        rf"is of a training in bf16, this run is in fp32; to go on, set {prec} bf16$"
+        if said
+        else f"{prec} auto -> bf16"
+    )
+    with pytest.raises(UserError, match=refused):
+        run_of(make_trainer, tmp_path, wrong, *auto).train()
+    assert path.read_bytes() == there
+    resumed = run_of(make_trainer, tmp_path, right, *auto)
+    resumed.train()
+    assert resumed.start_epoch == 1
 
 
 def test_the_scale_survives_a_resume(make_trainer, tmp_path):
