@@ -11,7 +11,7 @@ PIP := $(BIN) -m pip install --quiet --disable-pip-version-check
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/run.stamp  ## train and test three methods on the embedded dataset, print the table
+demo: $(VENV)/page.stamp  ## train and test three methods on the embedded dataset, print the table, make a page of it
 	@PYTHON=$(BIN) bash scripts/demo.sh
 
 test quick: export OMP_NUM_THREADS := 1  # pytest-xdist has a process for each core
@@ -66,6 +66,11 @@ $(VENV)/test.stamp: requirements-test.txt $(VENV)/run.stamp
 	@echo "Installing requirements-test.txt"
 	@$(PIP) -r requirements-test.txt
 	@touch $@
+
+# Without these two libraries the demo has no page, and its table all the same. The next call tries again.
+$(VENV)/page.stamp: $(VENV)/run.stamp
+	@echo "Installing the two libraries of the page"
+	@if $(PIP) plotly itables; then touch $@; else echo "They can't be had now, so there will be no page" >&2; fi
 
 # Snakemake asks for older versions of some packages than training may have, so it stays apart.
 $(SWEEP)/sweep.stamp: sweeps/requirements.txt

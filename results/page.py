@@ -9,10 +9,11 @@ import functools
 import importlib.util
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from dassl.config.config import read_files
+from dassl.config.config import flatten, holding, read_files
 from dassl.utils import UserError
 
 from .charts import build_charts, labels, split_grids
@@ -58,22 +59,39 @@ def has_libraries() -> bool:
 
 
 @functools.cache
-def per_dataset(files: tuple[str, ...], protocol: str, preset: str) -> bool | None:
-    """Whether a recipe gives some datasets numbers of their own; None where its files aren't here any more."""
+def read_recipe(files: tuple[str, ...]) -> tuple[dict, dict] | None:
+    """({option: value}, {key of OVERRIDES: such a row}); None where the files aren't here any more."""
     paths = [ROOT / file for file in files]
     if not paths or not all(path.is_file() for path in paths):
         return None
-    found = set()
+    options, rows = {}, {}
     try:
         for path in paths:
             for _, tree in read_files(str(path)):
-                found |= set(tree.get("OVERRIDES") or ())
-    except UserError:  # somebody's file, changed since
+                for key, row in (tree.pop("OVERRIDES", None) or {}).items():
+                    rows[key] = rows.get(key, {}) | flatten(row)
+                options |= flatten(tree)
+    except (UserError, AttributeError, TypeError):  # somebody's file, changed since
         return None
-    datasets = set(dataset_stems())
-    here = {protocol, preset}
-    uses = [set(key.split("+")) for key in found]
-    return any(use & datasets and use - datasets <= here for use in uses)
+    return options, rows
+
+
+def per_dataset(files: tuple[str, ...], protocol: str, preset: str, shots: int | None) -> bool | None:
+    """Whether a recipe comes to other options on some dataset than on the rest, be it only to fewer epochs."""
+    recipe = read_recipe(files)
+    if recipe is None:
+        return None
+    options, rows = recipe
+    name = options.get("MODEL.RECIPE", "")
+
+    def on(dataset: str) -> dict:
+        laid = dict(options)
+        for key in holding(rows, {dataset, f"{shots}shots", protocol, preset, name}, name):
+            laid |= rows[key]
+        return laid
+
+    rest = on("")
+    return any(on(dataset) != rest for dataset in dataset_stems())
 
 
 def extra_text(run: Run) -> bool | None:
@@ -85,15 +103,25 @@ def extra_text(run: Run) -> bool | None:
 
 
 def flags(runs: list[Run]) -> dict[tuple[str, str, str], dict[str, bool | int | None]]:
-    """{(protocol, trainer, config): flags} by what its newest result.json says."""
+    """{(protocol, trainer, config): flags}: what holds for any of its runs; trials only where all say the same."""
     found = {}
     for key, members in group(runs, lambda run: (run.protocol, run.trainer, run.config)).items():
-        run = members[-1]
-        files = tuple(run.record.get("config_files") or ())
-        protocol = run.record.get("protocol") or run.protocol
-        own = per_dataset(files, protocol, run.record.get("preset") or run.preset)
-        found[key] = {"extra_text": extra_text(run), "per_dataset": own, "trials": run.record.get("trials")}
+        recipes = set()
+        for run in members:
+            said = tuple(run.record.get("config_files") or ()), run.record.get("protocol"), run.record.get("preset")
+            recipes.add((said[0], said[1] or run.protocol, said[2] or run.preset, run.shots))
+        trials = {run.record.get("trials") for run in members}
+        found[key] = {
+            "extra_text": some(extra_text(run) for run in members),
+            "per_dataset": some(per_dataset(*recipe) for recipe in recipes),
+            "trials": trials.pop() if len(trials) == 1 else None,
+        }
     return found
+
+
+def some(answers: Iterable[bool | None]) -> bool | None:
+    """Whether any is yes; None where none is known."""
+    return max((answer for answer in answers if answer is not None), default=None)
 
 
 # --- rows -----------------------------------------------------------------------------------------------

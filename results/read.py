@@ -265,7 +265,7 @@ def read_all(
 
 
 def find_missing(runs: list[Run]) -> dict[Path, str]:
-    """{folder: why} of runs that should be there: base-to-new's other half, seeds that others have.
+    """{folder: why} of runs that should be there: base-to-new's other half, seeds and datasets that others have.
 
     Where the layout doesn't say in which folder they should be, it is the folder of the run that waits for them.
     """
@@ -292,7 +292,28 @@ def find_missing(runs: list[Run]) -> dict[Path, str]:
                     missing.setdefault(folder.parent / f"seed{seed}", why)
                 else:
                     waiting.setdefault(folder, f"seed {seed} of this is missing, but another experiment has it")
-    return waiting | {folder: why for folder, why in missing.items() if not folder.is_dir()}
+    found = waiting | {folder: why for folder, why in missing.items() if not folder.is_dir()}
+    return find_missing_datasets(runs) | found
+
+
+def find_missing_datasets(runs: list[Run]) -> dict[Path, str]:
+    """{folder of an experiment on one dataset: those that it has no run on, but others of the same place have}.
+
+    One line for each experiment, whatever the number of datasets, as grids are often partial on purpose.
+    """
+    places = defaultdict(lambda: defaultdict(list))
+    for run in [run for run in runs if run.protocol != "other"]:
+        place = run.where, run.protocol, run.shots, run.backbone, run.tested
+        places[place][run.trainer, run.config].append(run)
+    lacking = {}
+    for experiments in places.values():
+        datasets = {run.dataset for members in experiments.values() for run in members}
+        for members in experiments.values():
+            folder = members[0].file.parent
+            if absent := sorted(datasets - {run.dataset for run in members}):
+                why = f"the same on {', '.join(absent)} is missing, but another experiment has it"
+                lacking[folder.parent if re.fullmatch(SEED, folder.name) else folder] = why
+    return lacking
 
 
 def find_twice(runs: list[Run]) -> dict[Path, str]:

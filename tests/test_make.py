@@ -37,6 +37,18 @@ def test_make_demo_sets_up_its_environment_once(project):
     assert "demo with .venv/bin/python" in make(project, "demo").stdout and project.calls == []
 
 
+def test_make_demo_installs_what_its_page_needs(project):
+    make(project, "demo")
+    assert [call for call in project.calls if call.endswith("plotly itables")] == project.calls[-1:]
+
+
+def test_make_demo_goes_on_without_the_pages_libraries(project):
+    project.python.write_text(STAND_IN.replace("${FAIL_ON:-}", "${FAIL_ON:=plotly}"))
+    done = make(project, "demo")
+    assert done.returncode == 0 and "there will be no page" in done.stderr
+    assert "demo with .venv/bin/python" in done.stdout
+
+
 def test_make_installs_again_when_requirements_change(project):
     make(project, "test")
     project.calls_file.unlink()

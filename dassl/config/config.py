@@ -53,15 +53,20 @@ def resolve(cfg):
     ConfigError for a row that is no group, has an unknown option or a value of a wrong type.
     """
     recipe = cfg.MODEL.get("RECIPE", "")  # the options of a fork have none
-    holding = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET, recipe}
-    conditions = {key: key.split("+") for key in cfg.OVERRIDES}
-    for key in sorted(conditions, key=lambda key: len(conditions[key])):
-        row = cfg.OVERRIDES[key]
+    for key, row in cfg.OVERRIDES.items():
         if not isinstance(row, dict):
             raise ConfigError(f"OVERRIDES.{key} must be a group of options, not {row!r}")
-        if holding.issuperset(conditions[key]) and recipe in ("", *conditions[key]):
-            cfg._merge(row, f" in OVERRIDES.{key}")
+    conditions = {cfg.DATASET.NAME, f"{cfg.DATASET.NUM_SHOTS}shots", cfg.PROTOCOL, cfg.PRESET, recipe}
+    for key in holding(cfg.OVERRIDES, conditions, recipe):
+        cfg._merge(cfg.OVERRIDES[key], f" in OVERRIDES.{key}")
     cfg.OVERRIDES.clear()
+
+
+def holding(rows, conditions, recipe):
+    """The keys of those rows of OVERRIDES that hold (see `resolve`), in the order in which they are laid."""
+    named = {key: key.split("+") for key in rows}
+    in_order = sorted(named, key=lambda key: len(named[key]))
+    return [key for key in in_order if conditions.issuperset(named[key]) and recipe in ("", *named[key])]
 
 
 def read_files(path, within=()):

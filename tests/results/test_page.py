@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 
@@ -13,19 +14,21 @@ from results import page
 from results.charts import build_charts, pooled
 from results.read import find_runs, read_folder
 from results.tables import build_tables
+from tests.shell import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 VALUES = {"ZeroshotCLIP": 10.0, "CoOp": 20.0, "SkipTuning": 30.0}
 BINS = {"count": [0] * 13 + [30, 10], "confidence": [None] * 13 + [90.0, 97.0], "accuracy": [None] * 13 + [60.0, 100.0]}
+EVERY = {name: float(number) for number, name in enumerate(sorted(os.listdir(ROOT / "configs/trainers")))}
 DATASETS = {"dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101"}
 
 
 @pytest.fixture
 def plant(tmp_path, plant_run):
-    """plant(): three methods, three datasets, two seeds, as ViT-B/16 runs with the paper's 16 shots -> the folder."""
+    """plant(): methods (three), three datasets, two seeds, as ViT-B/16 runs with the paper's 16 shots -> the folder."""
 
-    def plant(skip=()):
-        for method, (trainer, value) in enumerate(VALUES.items()):
+    def plant(skip=(), methods=VALUES):
+        for method, (trainer, value) in enumerate(methods.items()):
             for number, (dataset, name) in enumerate(DATASETS.items()):
                 for seed in (1, 2):
                     if (trainer, dataset, seed) in skip:
@@ -98,7 +101,12 @@ class TestData:
         root = plant(skip=[("CoOp", "dtd", 2), ("SkipTuning", "eurosat", 1), ("SkipTuning", "eurosat", 2)])
         code, data = make(root)
         assert code == 1
-        assert [folder.rsplit("/", 2)[1:] for folder, _ in data["problems"]] == [["vit_b16", "seed2"]] * 2
+        assert [folder.rsplit("/", 2)[1:] for folder, why in data["problems"] if "seed" in why] == [
+            ["vit_b16", "seed2"]
+        ] * 2
+        assert [why for _, why in data["problems"] if "eurosat" in why] == [
+            "the same on eurosat is missing, but another experiment has it"
+        ]
         assert not any(
             cell["mean"] == 0 for row in data["rows"] for cell in row["cells"].values() if cell["text"] != "0.0"
         )
@@ -129,11 +137,31 @@ class TestData:
         plant_run(tmp_path / "emoji", 80, 60)
         assert make(tmp_path / "emoji")[1]["extra"] == []  # there is nothing to compare with another backbone
 
-    def test_recipes_with_numbers_for_some_datasets_say_so(self):
-        own = page.per_dataset(("configs/trainers/CoPrompt/vit_b16.yaml",), "base2new", "recommended")
-        none = page.per_dataset(("configs/trainers/KgCoOp/vit_b16.yaml",), "base2new", "recommended")
-        assert (own, none) == (True, False)
-        assert page.per_dataset(("configs/gone.yaml",), "base2new", "recommended") is None
+    @pytest.mark.parametrize(
+        ("files", "protocol", "shots", "own"),
+        [
+            (["CoPrompt/vit_b16"], "base2new", 16, True),
+            (["KgCoOp/vit_b16"], "base2new", 16, False),
+            (["MMRL/vit_b16"], "base2new", 16, True),
+            (["MMRL/vit_b16", "MMRL/uniform"], "base2new", 16, True),  # ImageNet's epochs
+            (["MMRL/vit_b16", "MMRL/uniform"], "xd", 16, False),
+            (["CLIPSVD/vit_b16"], "base2new", 16, True),
+            (["CLIPSVD/vit_b16"], "few_shot", 16, False),
+            (["ProGrad/vit_b16"], "few_shot", 16, True),
+            (["ProGrad/vit_b16"], "few_shot", 1, False),  # all have 50 epochs there, as ImageNet always has
+            *(
+                ([f"{name}/vit_b16", "embedded"], "base2new", 5, False)
+                for name in ("MMRL", "MMRLpp", "CLIPSVD", "CoOp")
+            ),
+        ],
+    )
+    def test_a_recipe_has_own_numbers_where_its_rows_come_to_others(self, files, protocol, shots, own):
+        paths = [f"configs/{'trainers' if '/' in file else 'overlays'}/{file}.yaml" for file in files]
+        preset = "uniform" if "MMRL/uniform" in files else ""
+        assert page.per_dataset(tuple(paths), protocol, preset, shots) is own
+
+    def test_a_recipe_that_is_gone_says_nothing(self):
+        assert page.per_dataset(("configs/gone.yaml",), "base2new", "", 16) is None
 
     def test_sentences_are_extra_text(self, plant, libraries):
         root = plant()
@@ -142,6 +170,17 @@ class TestData:
             (folder / "config.yaml").write_text(f"TRAINER:\n  COPROMPT:\n    SENTENCES: {sentences}\n")
         _, data = make(root)
         assert {row["trainer"]: row["extra_text"] for row in data["rows"]} == {name: name == "CoOp" for name in VALUES}
+
+    def test_flags_are_of_all_runs_of_a_recipe(self, plant, libraries):
+        root = plant()
+        for number, folder in enumerate(folder for folder in find_runs(root) if "CoOp" in str(folder)):
+            sentences = "words.json" if number == 0 else "''"
+            (folder / "config.yaml").write_text(f"TRAINER:\n  COPROMPT:\n    SENTENCES: {sentences}\n")
+        file = next(folder for folder in find_runs(root) if "SkipTuning" in str(folder)) / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"trials": 5}))
+        rows = make(root)[1]["rows"]
+        averages = {row["trainer"]: (row["extra_text"], row["trials"]) for row in rows if row["average"]}
+        assert averages == {"CoOp": (True, 60), "SkipTuning": (None, None), "ZeroshotCLIP": (None, 60)}
 
     def test_without_the_libraries_a_line_says_how_to_get_them(self, plant, monkeypatch, capsys):
         monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
@@ -243,14 +282,14 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser, plant):
-    """open_page(width, dark) -> the page of `plant` in the browser, after which it must have been quiet and offline."""
+def open_page(browser, plant, tmp_path):
+    """open_page(width, dark, methods) -> the page of `plant` in the browser; it must have been quiet and offline."""
     said, contexts = [], []
-    root = plant()
-    file = root / "page.html"
-    main([str(root), "--html", str(file)])
+    file = tmp_path / "page.html"
 
-    def opened(width=1000, dark=False):
+    def opened(width=1000, dark=False, methods=VALUES):
+        if not file.exists():
+            main([str(plant(methods=methods)), "--html", str(file)])
         scheme = "dark" if dark else "light"
         contexts.append(
             browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
@@ -297,6 +336,14 @@ class TestInABrowser:
         shown.locator("#table input[type=search]").fill("eurosat")
         assert column(shown, "table", "Dataset") == ["eurosat"]
 
+    def test_averages_have_the_flags_of_their_runs(self, open_page):
+        shown = open_page()
+        names = zip(column(shown, "table", "Dataset"), column(shown, "table", "Method"), strict=True)
+        flags = [column(shown, "table", head) for head in ("Own numbers per dataset", "Trials")]
+        lines = dict(zip(names, zip(*flags, strict=True), strict=True))
+        assert lines["Average of 3", "SkipTuning"] == ("yes", "60")
+        assert lines["Average of 3", "ZeroshotCLIP"] == ("no", "60")
+
     def test_pointing_at_a_number_shows_its_seeds_in_full(self, open_page, tmp_path):
         shown = open_page()
         (table,) = build_tables(read_folder(tmp_path)[0])
@@ -323,10 +370,25 @@ class TestInABrowser:
         assert not shown.locator("#legend input").first.is_checked()
         shown.wait_for_function("document.querySelectorAll('#charts .plot')[0].data.length === 2")
 
+    def test_thousands_of_lines_are_one_page_of_them_and_what_is_far_below_waits(self, open_page, monkeypatch):
+        rows, runs = page.page_rows, page.page_runs
+        monkeypatch.setattr(page, "page_rows", lambda *given: rows(*given) * 400)
+        monkeypatch.setattr(page, "page_runs", lambda *given: (found := runs(*given)) | {"rows": found["rows"] * 131})
+        shown = open_page()
+        assert "of 4,800 " in shown.locator("#table .dt-info").inner_text()
+        counts = [shown.locator(what).count() for what in ("#table tbody tr", "#runs tbody tr", ".main-svg")]
+        assert counts == [25, 0, 0]
+        shown.locator("#charts figure").first.scroll_into_view_if_needed()
+        shown.locator("#charts .main-svg").first.wait_for()
+        shown.locator("#runs").scroll_into_view_if_needed()
+        assert "of 4,716 " in shown.locator("#runs .dt-info").inner_text()
+        assert shown.locator("#runs tbody tr").count() == 25
+
     @pytest.mark.parametrize("width", [400, 1000, 1600])
     def test_nothing_sticks_out(self, open_page, width):
         for dark in (False, True):
-            shown = open_page(width, dark)
+            shown = open_page(width, dark, EVERY)
+            assert shown.locator("#legend input").count() == len(EVERY) > 16
             for figure in shown.locator("figure").all():
                 figure.scroll_into_view_if_needed()
                 figure.locator(".main-svg").first.wait_for()

@@ -229,6 +229,26 @@ class TestTogether:
         put("try", new())
         assert self.problems(tmp_path) == {"try": "its test_new run is missing"}
 
+    def test_datasets_that_others_have_are_named_in_one_line_for_each_experiment(self, plant_run, tmp_path):
+        grid = {"SkipTuning": ["dtd", "eurosat", "emoji"], "CoOp": ["dtd"], "IVLP": ["dtd", "emoji"]}
+        for trainer, datasets in grid.items():
+            for dataset in datasets:
+                for seed in (1, 2):
+                    plant_run(tmp_path, 80, 60, seed, trainer, dataset)
+        place = "base2new/test_new/dtd/shots_5"
+        assert self.problems(tmp_path) == {
+            f"{place}/CoOp/embedded": "the same on emoji, eurosat is missing, but another experiment has it",
+            f"{place}/IVLP/embedded": "the same on eurosat is missing, but another experiment has it",
+        }
+
+    @pytest.mark.parametrize(
+        ("other", "lines"), [({}, 2), ({"backbone": "RN50"}, 0), ({"shots": 16}, 0), ({"tested": "val"}, 0)]
+    )
+    def test_a_dataset_is_missing_only_where_others_of_the_same_place_have_it(self, put, tmp_path, other, lines):
+        put("one", new("few_shot", subsample="all"))
+        put("two", new("few_shot", subsample="all", **{"dataset": "EuroSAT", "trainer": "CoOp", **other}))
+        assert len(self.problems(tmp_path)) == lines
+
     def test_halves_outside_the_layout_are_a_pair(self, put, tmp_path):
         put("try", new())
         put("try_new", new(subsample="new"))

@@ -198,14 +198,32 @@ def test_the_logits_that_both_halves_keep_are_those_of_one_model_of_all_classes(
             assert openworld.right(half, half.own).sum() == run.evaluator.correct
 
 
+@pytest.fixture
+def interrupt(make, train_until):
+    """interrupt(method, KEY, VALUE, ...): a run interrupted in its second epoch, which went on with these options."""
+
+    def interrupt(method, *later):
+        train_until(make(method, *TWO_EPOCHS), epoch=1, batch=1)
+        torch.manual_seed(99)
+        resumed = make(method, *TWO_EPOCHS, *later)
+        resumed.train()
+        assert resumed.start_epoch == 1
+        return resumed
+
+    return interrupt
+
+
 @whole_learner
-def test_a_run_of_the_same_seed_that_was_interrupted_ends_with_the_same_bytes(whole, make, train_until):
-    interrupted = make(whole.method, *TWO_EPOCHS)
-    train_until(interrupted, epoch=1, batch=1)
-    torch.manual_seed(99)
-    resumed = make(whole.method, *TWO_EPOCHS)
-    resumed.train()
-    assert resumed.start_epoch == 1
+def test_a_run_of_the_same_seed_that_was_interrupted_ends_with_the_same_bytes(whole, interrupt):
+    resumed = interrupt(whole.method)
+    for name, value in learned(whole.trainer).state_dict().items():
+        assert torch.equal(value, learned(resumed).state_dict()[name]), name
+
+
+@pytest.mark.parametrize("whole", ["SkipTuning", "FinetuneCLIP"], indirect=True)  # from features; from images
+def test_a_run_that_goes_on_with_another_number_of_workers_ends_with_the_same_bytes(whole, interrupt):
+    resumed = interrupt(whole.method, "DATALOADER.NUM_WORKERS", "2")
+    assert whole.trainer.cfg.DATALOADER.NUM_WORKERS == 0
     for name, value in learned(whole.trainer).state_dict().items():
         assert torch.equal(value, learned(resumed).state_dict()[name]), name
 
