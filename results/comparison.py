@@ -4,9 +4,9 @@
 
 Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include
 feature extraction, peak memory is that of training. For each dataset there is one table each for every method's own
-recipe and for Skip Tuning's batch size and epochs; a method to which these mean nothing stands in both. Where the tests kept
-their logits, numbers of base and new classes in one test stand beside. A run that is missing or broken is listed and
-left out.
+recipe and for Skip Tuning's batch size and epochs; a method to which these mean nothing stands in both. Where the
+tests kept their logits, numbers of base and new classes in one test stand beside. A run that is missing or broken is
+listed and left out.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """

@@ -48,13 +48,14 @@ def pytest_terminal_summary(terminalreporter):
     """The table of `make gpu-check`: each test with its outcome and the figures that it recorded."""
     if terminalreporter.config.option.markexpr != "cuda":
         return
-    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
-    rows = [
-        (report.nodeid.partition("::")[2], report.outcome, "; ".join(f"{k} {v}" for k, v in report.user_properties))
-        for report in reports
-        if report.when == "call"
-    ]
-    terminalreporter.write_line(tabulate(rows, ["test", "outcome", "figures"]) if rows else "No test ran.")
+    rows = []
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            figures = getattr(report, "user_properties", [])  # a file that can't be imported has none
+            name = report.nodeid.partition("::")[2] or report.nodeid
+            rows.append((name, outcome, "; ".join(f"{key} {value}" for key, value in figures)))
+    ran = any(outcome != "skipped" for _, outcome, _ in rows)
+    terminalreporter.write_line(tabulate(rows, ["test", "outcome", "figures"]) if ran else "No test ran.")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,6 +35,7 @@ def train_once(trainer: str, images: Path, weights: Path, folder: Path, *pairs: 
             "OPTIM.NAME": "sgd",
             "OPTIM.LR": 0.05,
             "OPTIM.MAX_EPOCH": 1,
+            "TRAIN.CPU_PREC": "fp32",  # on every machine
         }
         words = [str(word) for pair in settings.items() for word in pair]
         flags = ["--trainer", trainer, "--root", str(images.parent), "--output-dir", str(folder), "--device", "cpu"]

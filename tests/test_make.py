@@ -2,9 +2,11 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from tests.conftest import pytest_terminal_summary
 from tests.shell import ROOT, STAND_IN, Shell
 
 
@@ -73,3 +75,21 @@ def test_make_clean_keeps_results(project):
     (project.folder / "output").mkdir()
     assert make(project, "clean").returncode == 0
     assert (project.folder / "output").exists() and not (project.folder / ".venv").exists()
+
+
+def test_the_table_of_gpu_check_has_every_outcome():
+    def report(name):
+        return SimpleNamespace(nodeid=f"tests/test_cuda.py{name}", user_properties=[("MB", 3)])
+
+    def table(**stats):
+        lines, options = [], SimpleNamespace(markexpr="cuda")
+        config = SimpleNamespace(option=options)
+        pytest_terminal_summary(SimpleNamespace(config=config, stats=stats, write_line=lines.append))
+        return [line.split() for line in lines[0].splitlines()]
+
+    others = {"error": [report("::test_c")], "skipped": [report("::test_d")], "warnings": [object()]}
+    rows = table(passed=[report("::test_a")], failed=[report("::test_b")], **others)
+    outcomes = ("passed", "failed", "error", "skipped")
+    assert rows[2:] == [[f"test_{name}", outcome, "MB", "3"] for name, outcome in zip("abcd", outcomes, strict=True)]
+    assert table(skipped=[report("::test_a")]) == [["No", "test", "ran."]]
+    assert table(error=[SimpleNamespace(nodeid="tests/test_cuda.py")])[2:] == [["tests/test_cuda.py", "error"]]

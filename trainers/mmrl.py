@@ -59,7 +59,7 @@ def extend_cfg(cfg):
         node.READ_OUT = "told"  # or class, both
         node.FUSION = "logits"  # what the mixture mixes; or probabilities
         node.VIEWS = 0  # augmented views of each image that are cached; 0: fresh ones in every epoch
-        node.CACHE_LIMIT = 4.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
+        node.CACHE_LIMIT = 2.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
     cfg.TRAINER.MMRL.PROJECTION = "random"  # how it begins; or copy
     node.BETA = 0.9  # share of the new tokens; the others come from the block before
     node.RES_LORA_DIM = 4  # rank of what each map adds to the shared one

@@ -10,6 +10,7 @@ This file and the parts it imports need torch, Dassl and OpenAI's `clip` and not
 
 import copy
 import re
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def extend_cfg(cfg):
     node.DECAY = "paper"  # parts/cskip.py explains the two
     node.RESAMPLE = "step"  # when the kept ranks are drawn: at every step, or once per run
     node.VIEWS = 0  # augmented views cached of each image; 0: a fresh one in every epoch
-    node.CACHE_LIMIT = 4.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
+    node.CACHE_LIMIT = 2.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
     node.BATCHES = "mixed"  # or single_class: every batch from one class if shots suffice, as in the released code
     node.IMAGE_LR = 0.0  # learning rate of the image tower; 0: OPTIM.LR
     node.TEMPLATE = ""  # prompt of all datasets, with {} for the class; "": that of TEMPLATES
@@ -148,7 +149,9 @@ class SkipTuning(CLIPTrainer):
         def shallow(part):
             return shallow_image(visual, part, omega)
 
-        with self.offload.needed(), self.autocast():
+        # With omega 0 this is part of every step, and what embeds images is never offloaded.
+        needed = self.offload.needed() if omega else nullcontext()
+        with needed, self.autocast():
             return in_microbatches(shallow, image.to(self.device, non_blocking=True))
 
     def idle_parameters(self):

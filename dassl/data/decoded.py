@@ -17,6 +17,7 @@ import torch
 
 NUMBERS = 3  # for each image: its first byte, height and width
 MEMORY = Path("/proc/meminfo")
+LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
 class DecodedImages:
@@ -61,14 +62,14 @@ class DecodedImages:
 
     def put(self, index: int, image) -> None:
         """Keep a PIL image in RGB if there is room for it."""
-        pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
-        height, width, _ = pixels.shape
+        width, height = image.size
+        size = 3 * height * width
         with self.lock:
             start = int(self.used)
-            if start + pixels.numel() > self.room or self.places[index, 1]:
+            if start + size > self.room or self.places[index, 1]:
                 return
-            self.used += pixels.numel()
-        self.pixels[start : start + pixels.numel()] = pixels.flatten()
+            self.used += size
+        self.pixels[start : start + size] = torch.from_numpy(np.array(image)).flatten()  # (H, W, 3)
         with self.lock:  # and not before the pixels are there
             self.places[index] = torch.tensor([start, height, width])
 
@@ -80,11 +81,15 @@ def _unnamed_file() -> int:
 
 
 def decoded_images(number: int, megabytes: float) -> DecodedImages | None:
-    """Room for `megabytes` (1e6 bytes), at most half of the memory that is available; None if there isn't any.
+    """Room for `megabytes` (1e6 bytes); None if there isn't any.
 
-    None also on Windows, whose workers can't be given such memory.
+    At most half of the memory that is available and, as what a container uses of its own includes files that the system
+    may drop, a quarter of its limit. None also on Windows, whose workers can't be given such memory.
     """
     room = int(megabytes * 1e6)
-    if MEMORY.exists():
-        room = min(room, int(re.search(r"MemAvailable: *(\d+)", MEMORY.read_text())[1]) * 1024 // 2)
+    if MEMORY.exists() and (available := re.search(r"MemAvailable: *(\d+)", MEMORY.read_text())):
+        room = min(room, int(available[1]) * 1024 // 2)
+    for path in LIMITS:
+        if path.exists() and (limit := path.read_text().strip()).isdigit():  # "max" where there is none
+            room = min(room, int(limit) // 4)
     return DecodedImages(number, room) if room and number and os.name == "posix" else None

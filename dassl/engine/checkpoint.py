@@ -170,9 +170,13 @@ def check_meta(path, theirs, ours):
         )
 
 
+def _free(key):
+    return key in _FREE or str(key).endswith(".CACHE_LIMIT")  # a method's: where its features lie
+
+
 def _decisive(cfg):
     """{key: value} of the options that decide the result, in plain types; paths are absolute."""
-    flat = {key: value for key, value in flatten(cfg).items() if key not in _FREE}
+    flat = {key: value for key, value in flatten(cfg).items() if not _free(key)}
     flat |= {key: meant(flat[key]) for key in _PATHS if key in flat}
     return json.loads(json.dumps(flat, default=str))  # no tuples, no devices
 
@@ -188,6 +192,7 @@ def check_identity(path, theirs, cfg, resumed=False):
     resumed: `load_resume` compares the precisions themselves, so their options may differ here.
     """
     old, new = _parsed(path, theirs), _decisive(cfg)
+    old = {key: value for key, value in old.items() if not _free(key)}  # earlier versions kept more of them
     if resumed:
         old, new = ({key: run[key] for key in run if not _PRECISION.fullmatch(str(key))} for run in (old, new))
     old |= {key: meant(str(old[key])) for key in _PATHS if key in old}

@@ -31,15 +31,15 @@ class Keeper(EvaluatorBase):
         self._highest, self._relative, self._labels = [], [], []
 
     def process(self, mo, gt):
-        """Logits mo (B, C), labels gt (B,)."""
+        """Logits mo (B, C), labels gt (B,). They stay on their device: one wait at the end, not one per batch."""
         highest = mo.float().amax(dim=1)
-        self._highest.append(highest.cpu())
-        self._relative.append((mo.float() - highest[:, None]).half().cpu())
-        self._labels.append(gt.cpu())
+        self._highest.append(highest)
+        self._relative.append((mo.float() - highest[:, None]).half())
+        self._labels.append(gt)
 
     def evaluate(self):
         parts = {"highest": self._highest, "relative_logits": self._relative, "labels": self._labels}
-        self.arrays = {name: torch.cat(found).numpy() for name, found in parts.items()}
+        self.arrays = {name: torch.cat(found).cpu().numpy() for name, found in parts.items()}
         return {"images": len(self.arrays["labels"])}
 
 

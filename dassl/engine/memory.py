@@ -69,7 +69,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             yield
             self.hold(torch.cuda.max_memory_allocated(device))
-        elif self.steps_left:
+        elif device.type == "cpu" and self.steps_left:
             self.steps_left -= 1
             with LiveTensors() as live:
                 yield

@@ -275,8 +275,9 @@ class TrainerX(SimpleTrainer):
             end = time.time()
 
     def _report(self, batch_time, data_time, losses):
-        done = self.batch_idx + 1
-        if done % self.cfg.TRAIN.PRINT_FREQ == 0 or self.num_batches < self.cfg.TRAIN.PRINT_FREQ:
+        done, frequency = self.batch_idx + 1, self.cfg.TRAIN.PRINT_FREQ
+        printed = done % frequency == 0 or self.num_batches < frequency
+        if printed:
             left = self.num_batches - done + (self.max_epoch - self.epoch - 1) * self.num_batches
             print(
                 f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{done}/{self.num_batches}]"
@@ -285,7 +286,7 @@ class TrainerX(SimpleTrainer):
                 f" {losses} lr {self.get_current_lr():.4e}"
                 f" eta {timedelta(seconds=int(batch_time.avg * left))}"
             )
-        if self._writer is None:
+        if self._writer is None or not (printed or done == self.num_batches):
             return  # reading the meters would make the host wait for the device
         step = self.epoch * self.num_batches + self.batch_idx
         for name, meter in losses.meters.items():

@@ -105,11 +105,29 @@ def test_images_that_do_not_fit_are_read_again(cfg, reads):
 
 def test_room_is_bounded_by_half_of_the_free_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(decoded, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(decoded, "LIMITS", (tmp_path / "memory.max",))
     assert decoded_images(5, 0.001).room == 1000
     for free, room in ((3, 1536), (1000, 5000)):
         (tmp_path / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable:   {free} kB\n")
         assert decoded_images(5, 0.005).room == room
     assert decoded_images(5, 0) is None and decoded_images(0, 1) is None
+    (tmp_path / "meminfo").write_text("MemTotal: 99999999 kB\n")  # as old kernels have it
+    assert decoded_images(5, 0.005).room == 5000
+    for limit, room in (("max", 5000), ("4000", 1000)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert decoded_images(5, 0.005).room == room
+
+
+def test_an_image_without_room_is_not_even_copied():
+    class Image:
+        size = (100, 100)
+
+        def __array__(self, *args, **kwargs):
+            raise AssertionError("copied")
+
+    kept = DecodedImages(2, 1000)
+    kept.put(0, Image())
+    assert kept.get(0) is None and kept.used == 0
 
 
 def test_nothing_is_held_of_what_nobody_uses():

@@ -3,10 +3,12 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from yacs.config import CfgNode
 
 from dassl.data import ClassNames, DataManager
 from dassl.engine import TRAINER_REGISTRY, SimpleNet, TrainerX, TrainerXU, build_trainer
@@ -207,6 +209,12 @@ def test_epochs_that_follow_from_the_steps_are_no_other_options(cfg):
         check_identity("run", record, cfg)
 
 
+def test_where_cached_features_lie_is_no_other_option_also_in_records_that_have_it(cfg):
+    cfg.TRAINER.SKIPTUNING = CfgNode({"CACHE_LIMIT": 2.0})
+    assert "CACHE_LIMIT" not in identity(cfg)
+    check_identity("run", identity(cfg) + "TRAINER.SKIPTUNING.CACHE_LIMIT: 4.0\n", cfg)
+
+
 # The record ------------------------------------------------------------------------------------------
 
 
@@ -239,6 +247,18 @@ def test_the_images_hash_is_of_relative_paths_labels_and_names(cfg, tmp_path):
     assert images_hash(moved, cfg.DATASET.ROOT) == first
     moved.train_x[0]._label = 1
     assert images_hash(moved, cfg.DATASET.ROOT) != first
+
+
+def test_curves_get_their_points_with_the_progress_lines_and_at_an_epochs_end(cfg):
+    """To read the numbers in every step would make each wait for a GPU."""
+    cfg.merge_from_list(["TRAIN.PRINT_FREQ", 3, "OPTIM.MAX_EPOCH", 2])
+    trainer, points = build_trainer(cfg), []
+    add_scalar = lambda name, value, step: points.append((name, step))  # noqa: E731
+    trainer._writer = SimpleNamespace(add_scalar=add_scalar, close=lambda: None)
+    trainer.train()
+    assert trainer.num_batches == 4
+    assert [step for name, step in points if name == "train/loss"] == [2, 3, 6, 7]
+    assert [step for name, step in points if name == "train/lr"] == [2, 3, 6, 7]
 
 
 def test_extraction_is_a_clock_of_its_own(cfg, monkeypatch):

@@ -184,6 +184,13 @@ def test_on_a_cpu_only_the_first_steps_are_measured_and_only_on_request():
     assert measured_steps(unasked, STEPS) == [False] * STEPS and unasked.mb is None
 
 
+def test_on_another_device_nothing_is_measured_rather_than_the_tensors_of_the_cpu():
+    memory = PeakMemory(on_cpu=True)
+    with memory.step(torch.device("meta")):
+        kilobytes(1)
+    assert memory.mb is None
+
+
 def test_an_interrupted_step_leaves_no_meter_behind():
     memory = PeakMemory(on_cpu=True)
     with pytest.raises(KeyboardInterrupt), memory.step(CPU):

@@ -250,6 +250,20 @@ def test_the_loss_falls(method, make):
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
+@pytest.mark.parametrize("method", LEARNERS)
+def test_no_step_brings_offloaded_weights_back(method, make):
+    """On a GPU each step would wait for their copy."""
+    trainer = make(method)
+    trainer.before_train()
+    trainer.epoch = trainer.batch_idx = 0
+    trainer.before_epoch()
+    batch = next(iter(trainer.train_loader_x))
+    trainer.num_batches, brought = 2, []
+    trainer.offload.bring_back = lambda: brought.append(method)
+    trainer.forward_backward(batch)
+    assert trainer.offload.places and not brought
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_trains_and_its_logits_are_near_those_of_fp32(method, make):
     prec = f"TRAINER.{method.upper()}.PREC"

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dassl.engine import SimpleTrainer
+from dassl.engine.logits import Keeper
 from trainers import frozen
 from trainers.parts.cache import FeatureCache
 from trainers.parts.trainer import CLIPTrainer
@@ -159,6 +160,13 @@ def test_a_step_in_image_scope_waits_once_for_the_number_of_classes(make):
     with no_waiting() as waits:
         trainer.forward_backward(batch)
     assert waits == ["nonzero"]
+
+
+def test_logits_that_are_kept_wait_for_nothing_before_the_end():
+    keeper = Keeper(None)
+    with no_waiting() as waits:
+        keeper.process(torch.zeros(2, 8, device=META), torch.zeros(2, dtype=torch.long, device=META))
+    assert waits == []
 
 
 @pytest.mark.parametrize(

@@ -51,18 +51,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, hidden: Tensor | None
     return x.transpose(1, 2).flatten(2)
 
 
-def project(attn: nn.MultiheadAttention, y: Tensor, parts: slice, extra: Extra | None) -> Tensor:
-    """`parts` of the packed projection to queries, keys and values: rows y (T, D) -> (T, n D)."""
-    width = y.shape[-1]
-    rows = slice(parts.start * width, parts.stop * width)
-    projected = F.linear(y, attn.in_proj_weight[rows], attn.in_proj_bias[rows])
+def project(weight: Tensor, bias: Tensor, y: Tensor, parts: slice, extra: Extra | None) -> Tensor:
+    """`parts` of the packed projection, which are `weight` (n D, D) and `bias` (n D,): rows y (T, D) -> (T, n D)."""
+    projected = F.linear(y, weight, bias)
     return projected if extra is None else projected + extra(y, parts)
 
 
 def run_block(block: nn.Module, x: Tensor, attend: Callable, extra: Extra | None = None) -> Tensor:
     """One residual attention block: rows x (T, D) -> (T, D). `attend(q, k, v, heads)` knows how rows form sequences."""
     attn = block.attn
-    q, k, v = project(attn, norm(block.ln_1, x), QKV, extra).chunk(3, dim=-1)
+    q, k, v = project(attn.in_proj_weight, attn.in_proj_bias, norm(block.ln_1, x), QKV, extra).chunk(3, dim=-1)
     x = x + attn.out_proj(attend(q, k, v, attn.num_heads))
     return x + block.mlp(norm(block.ln_2, x))
 
@@ -71,8 +69,11 @@ def run_last_block(block: nn.Module, x: Tensor, pooled: Tensor, attend: Callable
     """The block's output for the rows `pooled` (N,) alone: rows x (T, D) -> (N, D)."""
     attn = block.attn
     y = norm(block.ln_1, x)
-    q = project(attn, y[pooled], Q, extra)
-    k, v = project(attn, y, KV, extra).chunk(2, dim=-1)
+    # One split: the gradients of slices would each be a whole weight of zeros first, and then be added.
+    sizes = (y.shape[-1], 2 * y.shape[-1])
+    (q_weight, kv_weight), (q_bias, kv_bias) = attn.in_proj_weight.split(sizes), attn.in_proj_bias.split(sizes)
+    q = project(q_weight, q_bias, y[pooled], Q, extra)
+    k, v = project(kv_weight, kv_bias, y, KV, extra).chunk(2, dim=-1)
     x = x[pooled] + attn.out_proj(attend(q, k, v, attn.num_heads))
     return x + block.mlp(norm(block.ln_2, x))
 

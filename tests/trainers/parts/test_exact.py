@@ -118,6 +118,17 @@ def test_logits_and_every_trained_gradient_of_a_training_step(model, lengths, om
         assert_equal(gradient, expected_gradients[name], name)
 
 
+def test_no_gradient_of_a_weight_is_put_together_from_gradients_of_its_slices(model):
+    """Each of these is a whole weight of zeros first."""
+    towers, tokens, images = learned(model, 0), make_tokens([9, 7]), torch.randn(1, 3, 224, 224)
+    image, text = unit_features(towers, images, tokens, 0, torch.arange(2))
+    with torch.profiler.profile(record_shapes=True) as profile:
+        (image @ text.t()).sum().backward()
+    sliced = [event for event in profile.events() if event.name == "aten::slice_backward"]
+    of_weights = {parts * width for width in (768, 512) for parts in (1, 2, 3)}  # rows
+    assert sliced and not [event for event in sliced if event.input_shapes[0][0] in of_weights]
+
+
 @pytest.mark.parametrize("omega", range(DEPTH + 1))
 def test_logits_of_an_evaluation(model, omega):
     tokens, images = make_tokens([9, 7, 76, 12, 7]), torch.randn(2, 3, 224, 224)
