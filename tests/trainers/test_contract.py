@@ -70,6 +70,7 @@ METHODS = {
     "ProLIP": Method(768 * 512, True, opts=DEEP),
     "LPpp": Method(8 * 512 + 8 + 8, True, opts=(LR, "1.0", "TRAINER.LPPP.ALPHA_STEPS", "1")),
 }
+TUNED = [name for name in METHODS if hasattr(TRAINER_REGISTRY.get(name), "tuned_clip")]
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
 
@@ -196,6 +197,17 @@ def test_the_logits_that_both_halves_keep_are_those_of_one_model_of_all_classes(
     for run, half in zip(runs, kept, strict=True):
         if run is runs[1] or not METHODS[halves.method].exclusive:
             assert openworld.right(half, half.own).sum() == run.evaluator.correct
+
+
+@pytest.mark.parametrize("whole", TUNED, indirect=True)
+def test_a_tuned_clip_gives_the_logits_unless_it_says_what_it_leaves_out(whole):
+    trainer, images = whole.trainer, torch.randn(3, 3, 32, 32)
+    names = trainer.dm.dataset.classnames
+    prompts = clip.tokenize([trainer.template().format(name.replace("_", " ")) for name in names])
+    with torch.no_grad():
+        found, expected = trainer.tuned_clip()(images, prompts)[0], logits(trainer, images)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3) == (not trainer.left_out(names[:1]))
+    assert not trainer.left_out(["a class that it doesn't know"])
 
 
 @whole_learner
