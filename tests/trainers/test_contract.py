@@ -256,6 +256,28 @@ def test_bf16_trains_and_its_logits_are_near_those_of_fp32(method, make):
         assert {p.dtype for p in learned(trainer).parameters()} <= {torch.float32}
 
 
+def first_gradient(trainer):
+    """Of all that learns in the first step, as one vector."""
+    trainer.before_train()
+    trainer.epoch = 0
+    trainer.before_epoch()
+    _, terms = trainer.loss(*trainer.parse_batch_train(next(iter(trainer.train_loader_x))))
+    sum(terms.values()).backward()
+    return torch.cat([p.grad.flatten() for p in learned(trainer).parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("method", ["MMRL", "MMRLpp", "CLIPSVD", "TwoSFS", "ProLIP"])
+def test_the_first_gradient_in_half_precision_is_near_that_of_fp32(method, make, tmp_path):
+    def gradient(precision):
+        where = "OUTPUT_DIR", str(tmp_path / precision)
+        return first_gradient(make(method, *PIXELS, *where, f"TRAINER.{method.upper()}.PREC", precision))
+
+    exact, *others = map(gradient, ("fp32", "amp", "fp16", "bf16"))
+    assert exact.abs().max() > 0
+    for found in others:
+        assert found.dtype == torch.float32 and torch.cosine_similarity(exact, found, dim=0) > 0.95
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_unknown_backbone_is_one_clear_error(method, make):
     with pytest.raises((UserError, OSError), match="ViT-B/16"):
