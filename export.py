@@ -138,8 +138,9 @@ def to_folder(trainer, result, args, folder):
     model = trainer.tuned_clip().eval()
     facts = pixels_of(trainer, model)
     write_folder(model, folder, facts, trainer.cfg.INPUT.INTERPOLATION)
-    others = [read_result(path) for path in args.results]
-    text = model_card(result, facts, trainer.template(), rounding(trainer, model), others)
+    tests = [result, *map(read_result, args.results)]
+    tests = [(each, trainer.left_out(each["classnames"])) for each in tests]
+    text = model_card(result, facts, trainer.template(), rounding(trainer, model), tests)
     write_atomic(folder / "README.md", text.encode())
     write_classes(trainer, folder)
     say("Verifying: loading what was written")

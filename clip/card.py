@@ -14,26 +14,32 @@ BASES = {  # of OpenAI's names on the Hub
 
 
 def model_card(
-    result: Mapping, facts: Facts, prompt: str, rounding: tuple[float, float] | None, others: Sequence[Mapping] = ()
+    result: Mapping,
+    facts: Facts,
+    prompts: str | Sequence[str],
+    rounding: tuple[float, float] | None,
+    tests: Sequence[tuple[Mapping, str]],
 ) -> str:
     """Markdown with the Hub's front matter.
 
-    result: the run's result.json; others: those of tests of its weights; prompt: with {} for the class; rounding:
-    shares of numbers that training changed, and of these lost in fp16.
+    result: the run's result.json; prompts: with {} for the class; of several the mean was tested; rounding: shares of
+    numbers that training changed, and of these lost in fp16; tests: result.json of each test of the weights, and what
+    it used that is not in the files, which has no part in their accuracy ("" for nothing).
     """
     method, dataset, backbone = result["trainer"], result["dataset"], result["backbone"]
     shots = f"{result['shots']} shots" if result["shots"] > 0 else "all training images"
-    rows = [_row(each) for each in (result, *others) if each.get("accuracy") is not None]
-    tested = ["| classes | number | test images | accuracy |", "|---|---|---|---|", *rows] if rows else ["Not tested."]
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    first = json.dumps(prompts[0])
     return "\n".join(
         [
             *_front_matter(backbone),
             f"# {backbone}, {method} on {dataset}",
             "",
             f"A CLIP with {facts.vision_layers} + {facts.text_layers} blocks, tuned by {method} on {dataset}: {shots}, "
-            f"seed {result['seed']}, {result['subsample']} classes ({len(result['classnames'])}), prompt `{prompt}`.",
+            f"seed {result['seed']}, {result['subsample']} classes ({len(result['classnames'])}), "
+            f"{_prompts(prompts)}.",
             "",
-            *tested,
+            *_tested(tests),
             "",
             f"Activation {facts.activation}, {facts.vision_heads} + {facts.text_heads} heads, images of "
             f"{facts.image_size} pixels, mean {list(facts.mean)}, std {list(facts.std)}. These travel in the files.",
@@ -46,13 +52,13 @@ def model_card(
             "From this folder, with open_clip:",
             "",
             "```python",
-            _OPEN_CLIP.format(prompt=json.dumps(prompt)),
+            _OPEN_CLIP.format(prompt=first),
             "```",
             "",
             "or with transformers:",
             "",
             "```python",
-            _TRANSFORMERS.format(prompt=json.dumps(prompt)),
+            _TRANSFORMERS.format(prompt=first),
             "```",
             "",
         ]
@@ -66,6 +72,28 @@ def _front_matter(backbone):
     elif backbone.startswith("hf:"):
         lines.append(f"base_model: {backbone.removeprefix('hf:').partition('@')[0]}")
     return ["---", *lines, "---", ""]
+
+
+def _prompts(prompts):
+    shown = [f"`{prompt}`" for prompt in prompts]
+    if len(shown) == 1:
+        return f"prompt {shown[0]}"
+    return (
+        f"prompts {', '.join(shown)}. What was tested is the mean of their unit text features; the code below takes "
+        "the first prompt alone"
+    )
+
+
+def _tested(tests):
+    """A table of what the files can give, and a sentence for each other test."""
+    tests = [(result, left_out) for result, left_out in tests if result.get("accuracy") is not None]
+    rows = [_row(result) for result, left_out in tests if not left_out]
+    lines = ["| classes | number | test images | accuracy |", "|---|---|---|---|", *rows] if rows else []
+    for result, left_out in tests:
+        if left_out:
+            classes = "all classes" if result["subsample"] == "all" else f"the {result['subsample']} classes"
+            lines += [""] * bool(lines) + [f"On {classes} it was tested with {left_out} that is not in these files."]
+    return lines or ["Not tested."]
 
 
 def _row(result):

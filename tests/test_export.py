@@ -24,15 +24,19 @@ from dassl.data.transforms import build_transform
 from dassl.utils import read_image
 from tests.readers import ONNX, OPEN_CLIP, TRANSFORMERS
 from tests.small_runs import CLASSES, train_once, write_images
+from trainers.prolip import ProLIP
 
 ROOT = Path(__file__).parents[1]
-TUNED = ["SkipTuning", "FinetuneCLIP", "CLIPLoRA", "ZeroshotCLIP", "CLIPSVD", "ProLIP"]
+TUNED = ["SkipTuning", "FinetuneCLIP", "CLIPLoRA", "ZeroshotCLIP", "CLIPSVD", "ProLIP", "TwoSFS"]
 OTHERS = ["CoOp", "MaPLe", "TipAdapter", "DePT"]  # learned texts, images with prompts, other logits, a head
 PAIRS = [  # pixels as CLIP's, and a cut that a tower of three blocks has
     *("INPUT.INTERPOLATION", "bicubic", "INPUT.PIXEL_MEAN", str(list(PIXEL_MEAN))),
     *("INPUT.PIXEL_STD", str(list(PIXEL_STD)), "TRAINER.SKIPTUNING.OMEGA", "1"),
 ]
-SMALL = {"MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "2"]}  # of three blocks
+SMALL = {
+    "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "2"],  # of three blocks
+    "TwoSFS": ["OPTIM.LR_SCHEDULER", "cosine", "OPTIM.MAX_EPOCH", "2"],  # one for each stage
+}
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,27 @@ def test_the_facts_on_the_card_are_those_of_result_json(trained, exported, tmp_p
     assert lost == pytest.approx(100 * int(gone.sum()) / int(moved.sum()), abs=0.06)
 
 
+def test_an_accuracy_with_what_is_not_in_the_files_is_not_on_the_card(trained, run, tmp_path):
+    result = json.loads((trained("TwoSFS") / "result.json").read_text())
+    new = result | {"subsample": "new", "accuracy": 12.5, "total": 99, "classnames": ["x", "y"]}
+    (tmp_path / "new.json").write_text(json.dumps(new))
+    for more in ([], ["--results", tmp_path / "new.json"]):
+        out = tmp_path / f"out{len(more)}"
+        assert run("--model-dir", trained("TwoSFS"), "--to", "hf", "--out", out, *more).code == 0
+        text = (out / "README.md").read_text()
+        assert "\nOn all classes it was tested with a classifier that is not in these files.\n" in text
+        assert "| all |" not in text and "Not tested." not in text
+        assert ("| new | 2 | 99 | 12.50% |" in text) == bool(more)
+
+
+def test_of_several_prompts_the_card_has_all_and_its_code_the_first(trained, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ProLIP, "template", lambda self: ["art of the {}.", "a {} in a video game."])
+    assert run("--model-dir", trained("ProLIP"), "--to", "hf", "--out", tmp_path / "out").code == 0
+    text = (tmp_path / "out/README.md").read_text()
+    assert "prompts `art of the {}.`, `a {} in a video game.`. What was tested is the mean" in text
+    assert text.count('"art of the {}."') == 2 and text.count("video game") == 1
+
+
 def test_zero_shot_weights_are_said_to_be_untouched(exported):
     assert "No weight differs from the model" in (exported("ZeroshotCLIP", "hf") / "README.md").read_text()
 
@@ -282,7 +307,7 @@ def onnx():
         pytest.importorskip(name, reason=f"{name} is not installed")
 
 
-@pytest.mark.parametrize("trainer", ["SkipTuning", *OTHERS])
+@pytest.mark.parametrize("trainer", ["SkipTuning", "TwoSFS", *OTHERS])
 def test_onnxruntime_gives_the_runs_logits_at_every_batch_size(onnx, trainer, exported, expected, trained, tmp_path):
     folder = exported(trainer, "onnx")
     run = train.load_trainer(trained(trainer), None, "cpu")

@@ -1,4 +1,5 @@
-"""Numbers beside accuracy against torchmetrics and scikit-learn: random cases, with ties, p = 1 and empty bins.
+"""Numbers beside accuracy against torchmetrics, scikit-learn and plain loops: random cases, with ties, p = 1 and
+empty bins.
 
 Importing torchmetrics takes ten seconds, so that everything of it stands here.
 """
@@ -73,6 +74,27 @@ def test_bins_of_equal_numbers_are_scikit_learns_quantiles():
         true, mean = calibration_curve(right, confidence.numpy(), n_bins=15, strategy="quantile")
         assert len(true) == 15  # of ten images each
         assert found.numbers()["ace15"] == pytest.approx(100 * np.abs(true - mean).mean(), abs=1e-6)
+
+
+def plain_adaptive_error(confidence, right):
+    """In percent. An image of a group of equal confidence is right to the share of those in it that are."""
+    ranked = sorted((p, right[p == confidence].mean()) for p in confidence)
+    total, begin = 0.0, 0
+    for number in range(15):
+        size = len(ranked) // 15 + (number < len(ranked) % 15)  # the first ones have one more
+        part, begin = ranked[begin : begin + size], begin + size
+        total += abs(sum(share - p for p, share in part))
+    return 100 * total / len(ranked)
+
+
+def test_bins_of_equal_numbers_are_those_of_a_plain_loop_with_ties_and_empty_bins():
+    for number in range(CASES):
+        logits, labels = case(number)
+        found, order = Calibration(), torch.randperm(len(labels), generator=torch.Generator().manual_seed(number))
+        found.add(logits[order], labels[order])
+        confidence = logits.log_softmax(dim=1).exp().amax(dim=1).numpy()
+        expected = plain_adaptive_error(confidence, (logits.argmax(dim=1) == labels).numpy())
+        assert found.numbers()["ace15"] == pytest.approx(expected, abs=1e-6), number
 
 
 def two_groups(number):

@@ -140,7 +140,7 @@ class MMRL(FrozenCLIP):
         if depth < options.FIRST_LAYER:
             name = f"TRAINER.{type(self).__name__.upper()}.FIRST_LAYER"
             raise UserError(f"{name} is {options.FIRST_LAYER}: this backbone's towers have layers 1 to {depth}")
-        self.trained_on = self.cfg.DATASET.NAME, self.dm.dataset.classnames
+        self.trained_on = self.cfg.DATASET.NAME, self.classnames
         self.omega = options.FIRST_LAYER - 1  # blocks in front of the first tokens
         self.deep = cut(clip_model, self.omega)  # frozen CLIP's other blocks
         prompt = self.template()
@@ -253,7 +253,7 @@ class MMRL(FrozenCLIP):
     def compare(self, image_features, class_features):
         own, rep = self.both_logits(image_features, class_features)
         dataset, names = self.trained_on
-        known = dataset == self.cfg.DATASET.NAME and set(self.dm.dataset.classnames) <= set(names)
+        known = dataset == self.cfg.DATASET.NAME and set(self.classnames) <= set(names)
         both = {"told": known, "class": False, "both": True}[self.options.READ_OUT]
         return self.fuse(own, rep) if both else own
 
@@ -276,7 +276,7 @@ class MMRL(FrozenCLIP):
     def load_model(self, directory, epoch=None):
         if directory:
             meta = load_checkpoint(find_checkpoint(directory, self.model_name, epoch))["meta"]
-            self.trained_on = meta["dataset"], meta["classnames"]
+            self.trained_on = meta["dataset"], [name.replace("_", " ") for name in meta["classnames"]]
         super().load_model(directory, epoch=epoch)
 
 

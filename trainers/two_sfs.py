@@ -144,3 +144,7 @@ class TwoSFS(FrozenCLIP):
         """A copy of CLIP with the tuned norms, fp32, on the CPU; the classifier is no part of it."""
         with self.offload.needed():
             return copy.deepcopy(self.clip_model).float().cpu()
+
+    def left_out(self, classnames):
+        known = {name.replace("_", " ") for name in classnames} & set(self.trained)
+        return "a classifier" if known else ""

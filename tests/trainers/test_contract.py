@@ -70,6 +70,7 @@ METHODS = {
     "ProLIP": Method(768 * 512, True, opts=DEEP),
     "LPpp": Method(8 * 512 + 8 + 8, True, opts=(LR, "1.0", "TRAINER.LPPP.ALPHA_STEPS", "1")),
 }
+TUNED = [name for name in METHODS if hasattr(TRAINER_REGISTRY.get(name), "tuned_clip")]
 LEARNERS = [name for name, method in METHODS.items() if method.parameters]
 PIXELS = ("INPUT.TRANSFORMS", '["normalize"]')  # no random crops
 
@@ -213,6 +214,17 @@ def interrupt(make, train_until):
     return interrupt
 
 
+@pytest.mark.parametrize("whole", TUNED, indirect=True)
+def test_a_tuned_clip_gives_the_logits_unless_it_says_what_it_leaves_out(whole):
+    trainer, images = whole.trainer, torch.randn(3, 3, 32, 32)
+    names = trainer.dm.dataset.classnames
+    prompts = clip.tokenize([trainer.template().format(name.replace("_", " ")) for name in names])
+    with torch.no_grad():
+        found, expected = trainer.tuned_clip()(images, prompts)[0], logits(trainer, images)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3) == (not trainer.left_out(names[:1]))
+    assert not trainer.left_out(["a class that it doesn't know"])
+
+
 @whole_learner
 def test_a_run_of_the_same_seed_that_was_interrupted_ends_with_the_same_bytes(whole, interrupt):
     resumed = interrupt(whole.method)
@@ -274,6 +286,28 @@ def test_bf16_trains_and_its_logits_are_near_those_of_fp32(method, make):
     assert torch.isfinite(logits(trainer, images)).all()
     if trainer._models:
         assert {p.dtype for p in learned(trainer).parameters()} <= {torch.float32}
+
+
+def first_gradient(trainer):
+    """Of all that learns in the first step, as one vector."""
+    trainer.before_train()
+    trainer.epoch = 0
+    trainer.before_epoch()
+    _, terms = trainer.loss(*trainer.parse_batch_train(next(iter(trainer.train_loader_x))))
+    sum(terms.values()).backward()
+    return torch.cat([p.grad.flatten() for p in learned(trainer).parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("method", ["MMRL", "MMRLpp", "CLIPSVD", "TwoSFS", "ProLIP"])
+def test_the_first_gradient_in_half_precision_is_near_that_of_fp32(method, make, tmp_path):
+    def gradient(precision):
+        where = "OUTPUT_DIR", str(tmp_path / precision)
+        return first_gradient(make(method, *PIXELS, *where, f"TRAINER.{method.upper()}.PREC", precision))
+
+    exact, *others = map(gradient, ("fp32", "amp", "fp16", "bf16"))
+    assert exact.abs().max() > 0
+    for found in others:
+        assert found.dtype == torch.float32 and torch.cosine_similarity(exact, found, dim=0) > 0.95
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,7 +6,9 @@ What a method writes:
     always      build_model         `load_clip`, `set_precision`, then what learns: `learn`, and the training loader
                 class_features      class features (C, E), with a graph where something learns
                 forward_backward    one step, which ends in `finish_step`
-    sometimes   image_features      of images (B, 3, H, W); CLIP's own if nothing in or before that tower learns
+    sometimes   tuned_clip          a plain CLIP with what it has learned, where that is possible; export.py writes it
+                left_out            what a test of some classes needs beside that
+                image_features      of images (B, 3, H, W); CLIP's own if nothing in or before that tower learns
                 compare             image and class features -> logits
                 idle_parameters     what no training step runs through, which is offloaded meanwhile
                 prepare             what is computed once before the first step
@@ -208,6 +210,10 @@ class CLIPTrainer(TrainerX):
 
     def prepare(self) -> None:
         """Compute what training needs once; weights are loaded and idle parameters offloaded by then."""
+
+    def left_out(self, classnames: list[str]) -> str:
+        """What a test of these classes, as the dataset names them, needs beside `tuned_clip`; "" for nothing."""
+        return ""
 
     def end_epoch(self) -> None:
         """Called when the steps of `self.epoch` are done, before its checkpoint is written; training time counts it."""
