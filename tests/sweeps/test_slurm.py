@@ -83,3 +83,14 @@ def test_kill_9_of_the_engine_and_scancel_and_the_same_command_goes_on(small, ex
     code, said = small.done(small.sweep(*FLAGS, **slurm))
     assert code == 0, said
     assert small.results() == expected
+
+
+def test_a_failing_job_leaves_the_others_and_is_named(small, expected, slurm):
+    failing = "--seed 2 --trainer CoOp --dataset-config-file configs/datasets/dtd"
+    code, said = small.done(small.sweep(*FLAGS, **slurm, FAIL_ON=failing))
+    assert code == 1
+    assert said.count("Failed: ") == 1
+    assert "Failed: out/base2new/train_base/dtd/shots_16/CoOp/vit_b16/seed2/result.json" in said
+    assert len(small.results()) == RUNS - 2  # nor is there a test on its new classes
+    code, said = small.done(small.sweep(*FLAGS, **slurm))
+    assert code == 0 and small.results() == expected, said
