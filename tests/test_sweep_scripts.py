@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import trainers
+from dassl.config import get_cfg_default
 from sweeps.runs import runs
 from tests.shell import ROOT, Shell, command
 
@@ -183,3 +185,14 @@ def test_a_method_has_its_own_choices_and_one_without_any_says_which_have_some(s
     assert changed == ["", *(f" TRAINER.MMRL.{option}" for option in options)]
     done = shell("coop/ablate_choices.sh")
     assert done.returncode == 2 and "CoOp has no such choices; SkipTuning, MMRL" in done.stderr
+
+
+@pytest.mark.parametrize("folder", ["skip", "mmrl", "mmrlpp", "two_sfs", "clip_svd", "lp_pp"])
+def test_every_choice_is_an_option_of_its_method(shell, folder):
+    assert shell(f"{folder}/ablate_choices.sh", SEEDS="1").returncode == 0
+    cfg = get_cfg_default()
+    trainers.extend_cfg(cfg)
+    found = {call.split("TRAIN.MEASURE_MEMORY True")[1] for call in shell.calls[:-1]}
+    assert len(found) > 1
+    for options in found:
+        cfg.merge_from_list(options.split())

@@ -19,7 +19,7 @@ case $TRAINER in
     point read_out_class "$node.READ_OUT" class
     point read_out_both "$node.READ_OUT" both
     point fusion_probabilities "$node.FUSION" probabilities
-    point projection_copy "$node.PROJECTION" copy ;;
+    if [ "$TRAINER" = MMRL ]; then point projection_copy "$node.PROJECTION" copy; fi ;;
   TwoSFS) point norms_all TRAINER.TWOSFS.NORMS all ;;
   CLIPSVD) point cosine_run TRAINER.CLIPSVD.COSINE run ;;
   LPpp)
