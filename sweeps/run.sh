@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A sweep: bash sweeps/run.sh SWEEP [FLAGS OF SNAKEMAKE]; docs/SWEEPS.md has examples.
-#   bash sweeps/run.sh table1 -n                                              what would run
+#   bash sweeps/run.sh table1 -n                                              how many would run (-np: each of them)
 #   bash sweeps/run.sh table1 -c2                                             two runs at once on this machine
 #   GPUS=0,1,2,3 JOBS_PER_GPU=2 bash sweeps/run.sh table1 -c8                 eight runs on four GPUs
 #   bash sweeps/run.sh table1 --executor slurm --jobs 100 --default-resources slurm_partition=gpu runtime=120
@@ -38,6 +38,8 @@ if [ "${1:-}" = progress ]; then exec "$python" sweeps/runs.py "$sweep"; fi
 
 # Slurm gives each job its GPU, and sends it our environment.
 case " $* " in *" --executor slurm "* | *" --executor=slurm "* | *" -e slurm "*) unset GPUS ;; esac
+# -n alone counts: thousands of runs printed one by one are no answer, and take Snakemake most of the time.
+case $* in -n | --dry-run | --dryrun) set -- "$@" --quiet ;; esac
 case " $* " in
   *" -n"* | *" -"[fFkp]n" "* | *" --dry"* | *" --dag "*) ;;
   *" table "*)

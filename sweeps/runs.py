@@ -209,13 +209,14 @@ def ends(found: dict[str, Run]) -> list[int]:
 def progress(found: dict[str, Run]) -> str:
     """One line: counts, and the time left at the pace of the newest results."""
     times = ends(found)
-    line = f"{len(times):,} of {len(found):,} runs are done"
+    left = len(found) - len(times)
+    line = f"{len(times):,} of {len(found):,} runs are done, {left:,} are left"
     recent = times[-RECENT:]
-    if len(recent) < 2 or len(times) == len(found):
+    if len(recent) < 2 or not left:
         return line
-    seconds = (recent[-1] - recent[0]) / 1e9 / (len(recent) - 1) * (len(found) - len(times))
-    left = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
-    return f"{line}; at the pace of the last {len(recent)}, about {left} are left"
+    seconds = (recent[-1] - recent[0]) / 1e9 / (len(recent) - 1) * left
+    time = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+    return f"{line}; at the pace of the last {len(recent)} that takes about {time}"
 
 
 if __name__ == "__main__":

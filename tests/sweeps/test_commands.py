@@ -91,6 +91,14 @@ def test_a_sweep_that_runs_can_be_looked_at(run, words):
     assert done.returncode == 0 and done.stdout.count("GPUS=") == 2, done.stderr
 
 
+@pytest.mark.parametrize(
+    "words, flags",
+    [("-n", "-n --quiet"), ("--dry-run", "--dry-run --quiet"), ("-np", "-np"), ("-n --verbose", "-n --verbose")],
+)
+def test_a_dry_run_counts_unless_more_is_asked_for(run, words, flags):
+    assert run("table1", *words.split()).stdout.endswith(f" --profile sweeps/profile {flags}\n")
+
+
 def test_another_sweep_of_the_same_name_runs_beside(run, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -39,7 +39,7 @@ def test_results_and_table_are_those_of_the_serial_scripts_and_nothing_runs_twic
     assert project.done(project.start(project.env["PYTHON"], "parse_test_res.py", "out")) == table
     assert len(project.calls()) == RUNS
     code, said = project.done(project.sweep("-c2"))
-    assert code == 0 and "16 of 16 runs are done" in said and len(project.calls()) == RUNS
+    assert code == 0 and "16 of 16 runs are done, 0 are left" in said and len(project.calls()) == RUNS
 
 
 def test_kill_9_of_the_engine_and_the_same_command_goes_on(project, serial):
@@ -91,9 +91,14 @@ def test_a_changed_config_reruns_its_runs_and_a_touched_one_none(project):
     with open(project.folder / COOP, "a") as file:
         file.write("SEED: 1\n")
     (project.folder / TEMPLATES).touch()
+    code, said = project.done(project.sweep("-n"))
+    assert code == 0 and "8 of 16 runs are done, 8 are left" in said and "SkipTuning" not in said
+    code, said = project.done(project.sweep("-np"))
+    assert code == 0 and said.count("bash scripts/protocols/") == said.count("TRAINER=CoOp") == RUNS // 2, said
+    assert len(project.calls()) == RUNS
     code, said = project.done(project.sweep("-c2"))
     again = [folder for _, _, folder in project.calls()[RUNS:]]
-    assert "8 of 16 runs are done" in said
+    assert "8 of 16 runs are done, 8 are left" in said
     assert code == 0 and len(again) == RUNS // 2 and all("/CoOp/" in folder for folder in again), said
     assert old["SkipTuning"].exists() and not old["CoOp"].exists()  # which would be taken for the new run's
 

@@ -25,7 +25,7 @@ def test_the_papers_tables_are_whole(name, number):
 
 
 def test_the_document_says_how_many_runs_table1_has():
-    assert f"# 0 of {len(runs(SWEEPS['table1'])):,} runs are done" in (ROOT / "docs/SWEEPS.md").read_text()
+    assert f"# 0 of {len(runs(SWEEPS['table1'])):,} runs are done, " in (ROOT / "docs/SWEEPS.md").read_text()
 
 
 def test_runs_lie_where_the_scripts_put_them_and_start_by_their_verbs():
@@ -199,14 +199,15 @@ def test_a_result_of_other_settings_is_not_taken_for_a_run(tmp_path):
 
 def test_progress_counts_and_estimates(tmp_path):
     config = small(output=str(tmp_path), seeds=[1, 2, 3])
-    assert progress(runs(config)) == "0 of 6 runs are done"
+    assert progress(runs(config)) == "0 of 6 runs are done, 6 are left"
     start, results = time.time(), [Path(folder, "result.json") for folder in list(runs(config))[:3]]
     for at, result in enumerate(results):
         result.parent.mkdir(parents=True)
         result.touch()
         os.utime(result, (start + 600 * at, start + 600 * at))
     # the idle time since then doesn't count
-    assert progress(runs(config)) == "3 of 6 runs are done; at the pace of the last 3, about 30 minutes are left"
+    pace = "at the pace of the last 3 that takes about 30 minutes"
+    assert progress(runs(config)) == f"3 of 6 runs are done, 3 are left; {pace}"
     os.utime(results[2], (0, 0))  # older than its config
     os.utime(results[0], (start + 700, start + 700))  # trained again after its test
-    assert progress(runs(config)) == "1 of 6 runs are done"
+    assert progress(runs(config)) == "1 of 6 runs are done, 5 are left"
