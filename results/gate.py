@@ -82,6 +82,7 @@ CALIBRATION = {
     **dict.fromkeys(("ece10", "ece15", "ace15", "mce15", "mean_confidence"), PERCENT),
     **dict.fromkeys(("brier", "nll", "logit_scale"), AMOUNT),
     "bins15": ("bins", is_bins),
+    "temperature": TABLE,
 }
 SECONDS = {"extract": AMOUNT, "train": AMOUNT}
 NULLABLE = {
@@ -95,6 +96,7 @@ NULLABLE = {
     "precision",
     "trials",
     "calibration",
+    "temperature",
     "nll",
     "logit_scale",
 }
@@ -144,7 +146,9 @@ def read_record(file: Path) -> dict:
     record = read_json(file, RESULT_LIMIT)
     check_shape(file.name, record, NEEDED, OPTIONAL)
     check_shape(f"seconds in {file.name}", record["seconds"], SECONDS, {})
-    check_shape(f"calibration in {file.name}", record.get("calibration") or {}, {}, CALIBRATION)
+    calibration = record.get("calibration") or {}
+    check_shape(f"calibration in {file.name}", calibration, {}, CALIBRATION)
+    check_shape(f"calibration at T in {file.name}", calibration.get("temperature") or {}, {}, CALIBRATION)
     if record["accuracy"] is None:
         raise Broken(f"{file.name} has no accuracy: trained, not tested")
     if len(record.get("classnames") or "several") == 1:

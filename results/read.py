@@ -39,6 +39,7 @@ SCORES = ("mcm", "msp", "max_logit", "energy")  # by which base images are told 
 # Numbers beside accuracy, in percent: {name in --csv: head of a column on the page, or "" for none there}
 BESIDE = {
     **{"ece15": "ECE", "ece15_base": "ECE base", "ece15_new": "ECE new"},
+    **{"ece15_t": "ECE at T", "ece15_t_base": "ECE base at T", "ece15_t_new": "ECE new at T"},  # TEST.TEMPERATURE
     **{"gen_base": "Gen. base", "gen_new": "Gen. new", "gen_h": "Gen. H", "openworld_auc": "OpenworldAUC"},
     **{f"{name}_{score}": "" for score in SCORES for name in ("auroc", "aupr", "fpr95_id", "fpr95_ood")},
     **{"auroc_mcm": "AUROC", "fpr95_id_mcm": "FPR95"},
@@ -147,9 +148,9 @@ def read_result(file: Path, path: dict, keyword: str) -> Run:
             check_path(record, path)
         known |= path
     calibration = record.get("calibration") or {}
-    if "ece15" in calibration:
-        part = {"train_base": "_base", "test_new": "_new"}.get(known["part"], "")
-        known["beside"] = {f"ece15{part}": calibration["ece15"]}
+    half = {"train_base": "_base", "test_new": "_new"}.get(known["part"], "")
+    errors = {"ece15": calibration, "ece15_t": calibration.get("temperature") or {}}
+    known["beside"] = {f"{name}{half}": found["ece15"] for name, found in errors.items() if "ece15" in found}
     known["tested"] = record.get("tested") or tested_by_log(file.parent)
     values = {"accuracy": record["accuracy"], "error": 100 - record["accuracy"], "macro_f1": record["macro_f1"]}
     value = values[keyword] if keyword in values else read_log(file.parent, keyword, test_only=True)["value"]

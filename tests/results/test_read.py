@@ -313,10 +313,16 @@ GOOD_BINS = {"count": [0, 2], "confidence": [None, 60.0], "accuracy": [None, 50.
         ({"bins15": {**GOOD_BINS, "count": [1, 2]}}, ".*, not bins"),  # a mean is missing
         ({"bins15": {**GOOD_BINS, "accuracy": [50.0]}}, ".*, not bins"),
         ({"bins15": {**GOOD_BINS, "count": [0, True]}}, ".*, not bins"),
+        ({"temperature": 1.5}, "temperature is 1.5, not a table"),
     ],
 )
 def test_calibration_passes_the_gate_too(put, tmp_path, calibration, why):
     good = {"ece15": 2.0, "nll": None, "bins15": GOOD_BINS}
     assert read_run(put("good", new(calibration=good)), tmp_path).beside == {"ece15_base": 2.0}
+    scaled = {"temperature": {"value": 1.5, "source": "val", "ece15": 1.0}}
+    beside = read_run(put("scaled", new(calibration=good | scaled)), tmp_path).beside
+    assert beside == {"ece15_base": 2.0, "ece15_t_base": 1.0}
+    with pytest.raises(Broken, match="calibration at T in result.json is not what a run writes: ece15 is 101"):
+        read_run(put("worse", new(calibration={"temperature": {"ece15": 101}})), tmp_path)
     with pytest.raises(Broken, match=f"calibration in result.json is not what a run writes: {why}"):
         read_run(put("bad", new(calibration=good | calibration)), tmp_path)
