@@ -85,6 +85,16 @@ def test_kill_9_of_the_engine_and_scancel_and_the_same_command_goes_on(small, ex
     assert small.results() == expected
 
 
+def test_kill_9_of_a_job_is_made_good(small, expected, slurm):
+    process = small.sweep(*FLAGS, **slurm, SECONDS_EACH=2)
+    small.until(1, "start")
+    os.kill(int(small.calls()[0][1]), signal.SIGKILL)
+    code, said = small.done(process)
+    assert code == 0, said
+    assert small.results() == expected and len(small.calls()) == RUNS + 1
+    assert len(small.calls("resumed")) == 1  # what the killed job had done was there still
+
+
 def test_a_failing_job_leaves_the_others_and_is_named(small, expected, slurm):
     failing = "--seed 2 --trainer CoOp --dataset-config-file configs/datasets/dtd"
     code, said = small.done(small.sweep(*FLAGS, **slurm, FAIL_ON=failing))
