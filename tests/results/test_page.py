@@ -416,6 +416,13 @@ class TestInABrowser:
         assert "of 4,716 " in shown.locator("#runs .dt-info").inner_text()
         assert shown.locator("#runs tbody tr").count() == 25
 
+    def test_shots_stand_in_order_whatever_the_first_method_has(self, open_page, plant_shots, tmp_path):
+        main([str(plant_shots()), "--html", str(tmp_path / "page.html")])
+        shown = open_page()
+        shown.locator("#charts figure").first.scroll_into_view_if_needed()
+        shown.locator("#charts .xtick").first.wait_for()
+        assert shown.locator("#charts .xtick").all_text_contents() == ["1", "4", "8", "16"]
+
     @pytest.mark.parametrize("width", [400, 1000, 1600])
     def test_nothing_sticks_out(self, open_page, width):
         for dark in (False, True):
