@@ -242,7 +242,7 @@ def _preprocessor(folder):
             if not isinstance(pixels, dict):
                 raise WeightsError(f"{where}: image_processor is no mapping")
             size = pixels.get("size", {})
-            squash = isinstance(size, dict) and "height" in size and not pixels.get("do_center_crop", True)
+            squash = isinstance(size, dict) and "height" in size  # transformers then keeps no proportions
             return _pixels(pixels, "image_mean", "image_std", where) | {"resize": "squash" if squash else "shortest"}
     return {}
 

@@ -38,7 +38,10 @@ def fetch(name: str, weights: bool = True) -> Path:
 
     def get(file):
         """Path of one file, from the cache, else from the Hub; None if there is none."""
-        cached = hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        try:
+            cached = hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        except hub.errors.HFValidationError as error:
+            raise UnknownModel(f"{name} names no repository ({str(error).rstrip('.')}): correct it") from error
         if cached or cut_off:  # what the cache knows is not asked again; the client tries an unreachable Hub for long
             return Path(cached) if isinstance(cached, str) else None
         try:

@@ -126,14 +126,19 @@ import sys
 from pathlib import Path
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 folder, n = Path(__file__).parent, {size}
 mean, std = np.float32({list(facts.mean)}), np.float32({list(facts.std)})
 classes = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
 session = onnxruntime.InferenceSession(str(folder / "classifier.onnx"), providers=["CPUExecutionProvider"])
 for path in sys.argv[1:]:
-    image = Image.open(path).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray(np.uint8(np.round(np.asarray(image) / 257)))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB")
     width, height = {_resized(facts)}
     left, top = round((width - n) / 2), round((height - n) / 2)
     image = image.resize((width, height), Image.Resampling.{interpolation.upper()}).crop((left, top, left + n, top + n))

@@ -41,6 +41,7 @@ class Chart:
     views: dict[str, list[Series]]
     methods: bool = True  # whether the series are methods
     note: str = ""
+    points: list[str] = field(default_factory=list)  # of lines: the x axis, in order, whichever series has them
 
 
 # --- names ----------------------------------------------------------------------------------------------
@@ -164,11 +165,9 @@ def curves(table: Table, title: str, names: dict) -> Chart | None:
             line.spread = [cell.spread for cell in cells]
             line.text = [f"{column} shots: " + hover(row, [column], column).removeprefix(f"{column} ") for column in at]
             views[view].append(line)
-    return (
-        Chart("lines", f"Accuracy by shots, {title}", "images of each class", "accuracy, %", dict(views))
-        if views
-        else None
-    )
+    title = f"Accuracy by shots, {title}"
+    chart = Chart("lines", title, "images of each class", "accuracy, %", dict(views), points=table.columns)
+    return chart if views else None
 
 
 def reliability(table: Table, title: str, names: dict) -> Chart | None:
@@ -229,7 +228,9 @@ def split_grids(tables: list[Table]) -> tuple[list[Table], dict[Path, list[Table
 def grid_charts(folder: Path, tables: list[Table], title: str) -> list[Chart]:
     """The paper's Figure 4 for one ablation: accuracy, and costs as shares of the largest, where runs say them."""
     accuracy, costs = {}, {}
-    for label, rows in collect(tables, folder).items():
+    grids = collect(tables, folder)
+    points = sorted({point for rows in grids.values() for point in rows}, key=order)
+    for label, rows in grids.items():
         view = ", ".join(filter(None, label))
         found = {name: Series(name, [], []) for name in (*ACCURACIES, *COSTS)}
         for point, row in rows.items():
@@ -247,8 +248,8 @@ def grid_charts(folder: Path, tables: list[Table], title: str) -> list[Chart]:
             series.spread = [None] * len(series.y)
             costs[view].append(series)
     charts = [
-        Chart("lines", f"{title}: {tables[0].keyword}", folder.name, "%", accuracy, methods=False),
-        Chart("lines", f"{title}: costs", folder.name, "% of the largest", costs, methods=False),
+        Chart("lines", f"{title}: {tables[0].keyword}", folder.name, "%", accuracy, methods=False, points=points),
+        Chart("lines", f"{title}: costs", folder.name, "% of the largest", costs, methods=False, points=points),
     ]
     return [chart for chart in charts if any(chart.views.values())]
 
@@ -258,10 +259,9 @@ def grid_charts(folder: Path, tables: list[Table], title: str) -> list[Chart]:
 
 def title_of(table: Table, tables: list[Table]) -> str:
     """What tells this table's charts from those of others; its folder only where two would have one title."""
-    same = [(other.protocol, other.shots, other.backbone) for other in tables]
-    folder = table.where.name if same.count((table.protocol, table.shots, table.backbone)) > 1 else ""
-    if folder == table.where.name and table.where.parent.name:
-        folder = f"{table.where.parent.name}/{folder}"
+    titled = (table.protocol, table.shots, table.backbone)
+    same = [other.where for other in tables if (other.protocol, other.shots, other.backbone) == titled]
+    folder = os.path.relpath(table.where, os.path.commonpath([where.parent for where in same])) if len(same) > 1 else ""
     metric = table.keyword if table.keyword != "accuracy" else ""
     return ", ".join(filter(None, [table.protocol, metric, shots_name(table.shots), table.backbone, folder]))
 

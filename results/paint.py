@@ -74,8 +74,8 @@ def paint_bars(axes, series: list[Series], look: dict[str, dict]) -> None:
     axes.tick_params(axis="y", labelsize="x-small")
 
 
-def paint_lines(axes, series: list[Series], look: dict[str, dict]) -> None:
-    points = list(dict.fromkeys(point for one in series for point in one.x))
+def paint_lines(axes, series: list[Series], look: dict[str, dict], points: list[str]) -> None:
+    points = [point for point in points if any(point in one.x for one in series)]
     for one in series:
         at = [points.index(point) for point in one.x]
         errors = [value or 0 for value in one.spread]
@@ -106,9 +106,10 @@ def paint(figure, chart: Chart, look: dict[str, dict]) -> None:
     views = {view: series for view, series in chart.views.items() if series}
     across = min(ACROSS, len(views))
     projection = {"projection": "polar"} if chart.kind == "radar" else {}
+    more = {"points": chart.points} if chart.kind == "lines" else {}
     panels = figure.subplots(math.ceil(len(views) / across), across, squeeze=False, subplot_kw=projection)
     for axes, (view, series) in zip(panels.flat, views.items(), strict=False):
-        PAINT[chart.kind](axes, series, look)
+        PAINT[chart.kind](axes, series, look, **more)
         axes.set_title(view, fontsize="medium")
         axes.set_xlabel(chart.x)
         axes.set_ylabel("" if chart.kind == "radar" else chart.y)

@@ -4,6 +4,7 @@ if [ -z "${BASH_VERSION:-}" ]; then
   exit 2
 fi
 set -euo pipefail
+unset CDPATH  # with it, cd prints where it went, or goes elsewhere
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 FOLDER=$(cd "$(dirname "$0")" && pwd)  # links are not followed: scripts/coop is one
 FOLDER=${FOLDER#"$ROOT"/}

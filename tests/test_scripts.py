@@ -159,6 +159,14 @@ def test_another_shell_than_bash_is_one_line(shell, script):
     assert f"bash {ROOT}/scripts/{script} dtd 1" in done.stderr
 
 
+def test_a_CDPATH_changes_nothing(shell):
+    (shell.folder / "elsewhere/scripts/skip").mkdir(parents=True)
+    done = shell.command(
+        "bash", "scripts/skip/base2new_train.sh", "dtd", 1, cwd=ROOT, CDPATH=f"{shell.folder}/elsewhere:."
+    )
+    assert done.returncode == 0 and len(shell.calls) == 1, done.stderr
+
+
 def test_paths_are_seen_from_where_the_script_was_called_and_a_tilde_is_home(shell):
     shell("skip/base2new_train.sh", "dtd", "1", DATA="~/d", OUTPUT="o", HOME=shell.folder)
     assert f"--root {shell.folder}/d " in shell.calls[0] and f"--output-dir {shell.folder}/o/base2new" in shell.calls[0]

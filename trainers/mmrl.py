@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpoint import find_checkpoint
-from dassl.utils import UserError, load_checkpoint
+from dassl.utils import UserError, complete, load_checkpoint
 
 from .frozen import FrozenCLIP, add_options
 from .parts.cache import FeatureCache
@@ -275,8 +275,11 @@ class MMRL(FrozenCLIP):
 
     def load_model(self, directory, epoch=None):
         if directory:
-            meta = load_checkpoint(find_checkpoint(directory, self.model_name, epoch))["meta"]
-            self.trained_on = meta["dataset"], [name.replace("_", " ") for name in meta["classnames"]]
+            path = find_checkpoint(directory, self.model_name, epoch)
+            checkpoint = load_checkpoint(path)
+            with complete(path, "choose another --model-dir"):
+                meta = checkpoint["meta"]
+                self.trained_on = meta["dataset"], [name.replace("_", " ") for name in meta["classnames"]]
         super().load_model(directory, epoch=epoch)
 
 

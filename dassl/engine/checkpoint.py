@@ -88,7 +88,8 @@ def _split(dataset):
 
 
 def find_checkpoint(directory, name, epoch=None):
-    """Path of `<directory>/<name>/model.pth.tar-<epoch>`; without an epoch the best one, else the last.
+    """Path of `<directory>/<name>/model.pth.tar-<epoch>`; without an epoch, or with a negative one, the best, else the
+    last.
 
     MissingFile says which epochs there are, or where else to look.
     """
@@ -96,7 +97,7 @@ def find_checkpoint(directory, name, epoch=None):
     files = os.listdir(folder) if os.path.isdir(folder) else []
     epochs = sorted(int(match[1]) for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, files) if match)
     wanted = "model-best.pth.tar"
-    if epoch is not None:
+    if epoch is not None and epoch >= 0:
         wanted = f"model.pth.tar-{epoch}"
     elif wanted not in files and epochs:
         wanted = f"model.pth.tar-{epochs[-1]}"

@@ -44,7 +44,7 @@ class Keeper(EvaluatorBase):
 
 
 def options_of(cfg):
-    """The options that decide what a model makes of an image, beside its weights."""
+    """The options of the method and of its images, to be compared (results/openworld.py), beside the weights."""
     chosen = {"TRAINER": cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}), "INPUT": cfg.INPUT}
     return flatten(chosen) | {"DATASET.TEMPLATE": cfg.DATASET.get("TEMPLATE", "")}
 

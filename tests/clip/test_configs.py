@@ -100,6 +100,14 @@ def test_an_older_version_of_a_value_is_overruled(put):
     assert clip.facts(put("config.json", both, "preprocessor_config.json", PIXELS)).vision_heads == 8
 
 
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_height_and_a_width_squash_images_as_in_transformers_also_before_a_crop(put, crop):
+    side = {"height": 224, "width": 224}
+    pixels = PIXELS | {"size": side, "crop_size": side, "do_center_crop": crop}
+    assert clip.facts(put("config.json", HUGGING_FACE, "preprocessor_config.json", pixels)).resize == "squash"
+    assert clip.facts(put("preprocessor_config.json", PIXELS)).resize == "shortest"
+
+
 def test_transformers_5_keeps_the_pixels_in_the_processors_file(put):
     facts = clip.facts(put("config.json", HUGGING_FACE, "processor_config.json", {"image_processor": PIXELS}))
     assert facts.mean == (0.5,) * 3

@@ -166,6 +166,8 @@ def test_the_list_is_open_clips():
         ("hf:laion", "names no repository: write hf:org/repo"),
         ("hf:../../etc/passwd", "names no repository"),
         ("hf:", "names no repository"),
+        ("hf:org/..", "names no repository"),
+        (f"hf:org/{'x' * 200}", "names no repository"),
     ],
 )
 def test_a_wrong_name_is_one_line(name, words):

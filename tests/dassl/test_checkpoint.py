@@ -58,9 +58,10 @@ def test_load_model_takes_the_best_then_the_last_or_the_epoch_asked_for(cfg, cap
     trainer.load_model(cfg.OUTPUT_DIR, epoch=2)
     trainer.save_model(4, cfg.OUTPUT_DIR, val_result=71.26, model_name="model-best.pth.tar")
     trainer.load_model(cfg.OUTPUT_DIR)
+    trainer.load_model(cfg.OUTPUT_DIR, epoch=-1)
     trainer.load_model("")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Load /", "Note that"))]
-    ends = ["(epoch=10)", "(epoch=2)", "(epoch=5, val_result=71.3)", "(ignore this if it's done on purpose)"]
+    ends = ["(epoch=10)", "(epoch=2)", *2 * ["(epoch=5, val_result=71.3)"], "(ignore this if it's done on purpose)"]
     assert all(line.endswith(end) for line, end in zip(lines, ends, strict=True))
 
 

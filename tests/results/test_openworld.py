@@ -176,6 +176,11 @@ REFUSED = {
 }
 
 
+def test_halves_with_other_options_of_time_and_memory_are_joined(tmp_path):
+    options = {"TRAINER.CACHE_LIMIT": 16.0, "TRAINER.COMPILE": True, "TRAINER.N_CTX": 4}  # as an earlier version kept
+    assert openworld.join(put(tmp_path / "base", "base"), put(tmp_path / "new", "new", options=options))
+
+
 class TestRefusals:
     @pytest.mark.parametrize("case", REFUSED)
     def test_what_does_not_belong_together_is_not_joined(self, tmp_path, case):

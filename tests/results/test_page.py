@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from parse_test_res import main
-from results import page
+from results import page, paint
 from results.charts import build_charts, pooled
 from results.read import find_runs, read_folder
 from results.tables import build_tables
@@ -43,6 +43,21 @@ def plant(tmp_path, plant_run):
                         said |= {"seconds": {"extract": 0.0, "train": 40.0 * method, "test": 1.0}}
                         said |= {"calibration": {"ece15": 10.0 / seed, "bins15": BINS}, "trials": 60}
                         file.write_text(json.dumps(json.loads(file.read_text()) | said))
+        return tmp_path
+
+    return plant
+
+
+@pytest.fixture
+def plant_shots(tmp_path):
+    """plant_shots(): few-shot logs of two methods that have no number of shots in common -> the folder."""
+
+    def plant():
+        for method, numbers in (("CoOp", (16, 4)), ("SkipTuning", (1, 8))):
+            for shots in numbers:
+                folder = tmp_path / f"few_shot/dtd/{method}/vit_b16_{shots}shots/seed1"
+                folder.mkdir(parents=True)
+                folder.joinpath("log.txt").write_text(f"Finish training\n* accuracy: {60 + shots}%\n")
         return tmp_path
 
     return plant
@@ -224,6 +239,23 @@ class TestCharts:
         (chart,) = build_charts(build_tables(read_folder(tmp_path)[0]))
         (line,) = chart.views["dtd"]
         assert (line.x, line.y) == (["1", "4", "16"], [61, 64, 76])
+
+    def test_shots_stand_in_order_whatever_the_first_method_has(self, plant_shots):
+        Figure = pytest.importorskip("matplotlib.figure").Figure
+        (chart,) = build_charts(build_tables(read_folder(plant_shots())[0]))
+        assert [line.x for line in chart.views["dtd"]] == [["4", "16"], ["1", "8"]]
+        assert chart.points == ["1", "4", "8", "16"]  # the page's axis
+        figure = Figure()
+        paint.paint(figure, chart, paint.looks([chart]))
+        assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "4", "8", "16"]
+
+    def test_charts_of_equal_places_below_different_folders_have_files_of_their_own(self, plant_run, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        for place in ("one/lr", "two/lr"):
+            plant_run(tmp_path / place, 80, 60)
+        main([str(tmp_path), "--figures", str(tmp_path / "out")])
+        files = len(list((tmp_path / "out").iterdir()))
+        assert files == 8 and f"Figures: {files} files" in capsys.readouterr().out
 
     def test_an_ablation_is_a_curve_over_its_points(self, plant_run, tmp_path):
         for point in (10, 2):

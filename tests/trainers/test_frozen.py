@@ -76,12 +76,25 @@ def test_the_first_step_in_half_precision_is_that_of_fp32(make_trainer, trainer,
         (("DATALOADER.K_TRANSFORMS", "2"), "K_TRANSFORMS is 2: .* needs 1 view of an image"),
         (("INPUT.NO_TRANSFORM", "True"), "NO_TRANSFORM is True, which .* can't do"),
         (("OPTIM.STAGED_LR", "True"), "STAGED_LR is True, which .* can't do"),
+        (("MODEL.INIT_WEIGHTS", "weights.pt"), "INIT_WEIGHTS is set, but .* starts from CLIP alone"),
         (("OPTIM.SGD_NESTEROV", "True", "OPTIM.MOMENTUM", "0.0"), "SGD_NESTEROV needs OPTIM.MOMENTUM above 0"),
     ],
 )
 def test_options_that_no_method_here_can_serve_are_refused(make_trainer, method, option, words):
     with pytest.raises(UserError, match=words):
         make_trainer(method, *option)
+
+
+@pytest.mark.parametrize("method", ["MMRL", "LPpp"])
+def test_a_checkpoint_that_does_not_name_its_classes_is_one_clear_error(make_trainer, tmp_path, method):
+    trainer = make_trainer(method, "TRAINER.MMRL.FIRST_LAYER" if method == "MMRL" else "OPTIM.MAX_EPOCH", "1")
+    trainer.save_model(0, str(tmp_path))
+    path = tmp_path / "learned" / "model.pth.tar-1"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["meta"]  # as another Dassl leaves it
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="is damaged or of another kind .*; choose another --model-dir"):
+        trainer.load_model(str(tmp_path))
 
 
 def test_an_extraction_brings_the_image_tower_back_once(make_trainer, monkeypatch):

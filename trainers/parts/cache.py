@@ -146,7 +146,7 @@ class FeatureCache(TrainingLoader):
                 self.cached.clear()
                 self.features = None  # the old view is freed before the new one is made
             self.cached[view] = self.extract(view)
-            if not last and (not self.views or view + 1 < self.views):
+            if not last and (not self.views or (view + 1 < self.views and view + 1 not in self.cached)):
                 self.prepare(view + 1)
         self.features = self.cached[view]
 

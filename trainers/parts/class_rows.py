@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from torch import Tensor
 
 from dassl.engine.checkpoint import find_checkpoint
-from dassl.utils import load_checkpoint
+from dassl.utils import complete, load_checkpoint
 
 
 def columns(names: list[str], trained: list[str]) -> list[int]:
@@ -27,10 +27,12 @@ def columns(names: list[str], trained: list[str]) -> list[int]:
 def make_room(tensors: dict[str, Tensor], folder: str, model_name: str, epoch: int | None = None) -> list[str]:
     """Resize `tensors` {key in the checkpoint: tensor} to the checkpoint's class count; return its class names.
 
-    Errors: as `find_checkpoint` and `load_checkpoint`.
+    Errors: as `find_checkpoint` and `load_checkpoint`; UserError for a checkpoint that doesn't name its classes.
     """
-    checkpoint = load_checkpoint(find_checkpoint(folder, model_name, epoch))
-    for key, tensor in tensors.items():
-        if key in checkpoint["state_dict"]:
-            tensor.data = tensor.new_empty(len(checkpoint["state_dict"][key]), *tensor.shape[1:])
-    return [name.replace("_", " ") for name in checkpoint["meta"]["classnames"]]
+    path = find_checkpoint(folder, model_name, epoch)
+    checkpoint = load_checkpoint(path)
+    with complete(path, "choose another --model-dir"):
+        for key, tensor in tensors.items():
+            if key in checkpoint["state_dict"]:
+                tensor.data = tensor.new_empty(len(checkpoint["state_dict"][key]), *tensor.shape[1:])
+        return [name.replace("_", " ") for name in checkpoint["meta"]["classnames"]]

@@ -124,6 +124,8 @@ class CLIPTrainer(TrainerX):
             group, option = key.split(".")
             if cfg[group].get(option):
                 raise UserError(f"{key} is True, which {name} can't do: leave it out")
+        if cfg.MODEL.get("INIT_WEIGHTS"):
+            raise UserError(f"MODEL.INIT_WEIGHTS is set, but {name} starts from CLIP alone: leave it out")
         sampler = cfg.DATALOADER.TRAIN_X.SAMPLER
         if sampler != "RandomSampler":
             raise UserError(f"DATALOADER.TRAIN_X.SAMPLER is {sampler}: leave it out, batches are drawn here")

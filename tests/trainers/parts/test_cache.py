@@ -125,6 +125,13 @@ def test_nothing_is_prepared_that_no_epoch_will_use():
     assert fixed.upcoming is None
 
 
+def test_a_view_that_is_there_is_not_prepared_again_where_a_resumed_run_began_in_the_middle():
+    cache = make_cache(views=3, workers=1)
+    for epoch in (1, 2, 3):  # view 0 comes last
+        cache.start_epoch(epoch)
+    assert sorted(cache.cached) == [0, 1, 2] and cache.upcoming is None
+
+
 def test_cache_keeps_what_the_encoder_returns_for_every_image_in_its_dtype():
     data = Noise(range(70))
     cache = FeatureCache(DataLoader(data, 2), lambda images: images[:, None].half(), 0, 1)
