@@ -76,14 +76,13 @@ class PlainStep:
             p.requires_grad_(True)
         self.optimizer = torch.optim.SGD(self.learned, lr, momentum=0.9, weight_decay=5e-4)
 
-    def loss(self, v, labels, kept=None, by_image=None):
-        """Eq. 1: v^omega (L, B, D), labels (B,), and what CSkip kept (`sample_classes`), or all classes."""
+    def loss(self, v, labels):
+        """Eq. 1: v^omega (L, B, D), labels (B,)."""
         image_features = F.normalize(deep_image(self.clip_model.visual, v, self.omega), dim=-1)  # (B, E)
-        if kept is None and self.probability is not None:
+        t, tokens, by_image = self.t, self.tokens, None
+        if self.probability is not None:
             scores = image_features.detach() @ self.zero_shot.t()
             kept, by_image = sample_classes(scores, labels, self.probability, self.generator, "batch")
-        t, tokens = self.t, self.tokens
-        if kept is not None:
             t, tokens, labels = t[:, kept], tokens[kept], torch.searchsorted(kept, labels)
         text_features = F.normalize(deep_text(self.clip_model, t, tokens, self.omega), dim=-1)  # (K, E)
         logits = self.clip_model.logit_scale.exp() * image_features @ text_features.t()  # (B, K)

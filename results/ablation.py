@@ -72,8 +72,8 @@ def figure(title: str, what: str, rows: dict[str, Row], memory: str = "Peak MB")
     return {"title": title, "columns": columns, "rows": lines}
 
 
-def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[Table]]:
-    """The tables of an ablation's folder, for `layout` -> (figures, problems, the tables they are from)."""
+def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The tables of an ablation's folder, for `layout` -> (figures, problems, notes)."""
     top = absolute(folder)
     runs, problems = read_folder(top)
     tables = build_tables(runs)
@@ -81,7 +81,7 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[Table
     found = []
     for label, rows in collect(tables, top).items():
         found.append(figure(", ".join(filter(None, label)), top.name, rows, memory))
-    return found, problems, tables
+    return found, problems, list(notes(tables if found else []))
 
 
 def is_number(text: str) -> bool:
@@ -131,13 +131,13 @@ def paint(canvas, table: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line; -> the exit code."""
     folder = folder_of("results.ablation", __doc__, "output/ablate/omega", argv)
-    found, problems, tables = figures(folder)
+    found, problems, said = figures(folder)
     for table in found:
         print(f"{table['title']}, {shown(folder)}\n\n{table_text(table)}\n")
         name = "_".join(table["title"].split(", ")[:4]).replace(" ", "_")
         plot(folder / f"{name}.png", lambda canvas, table=table: paint(canvas, table), size=(10, 4))
         print()
-    print(*notes(tables if found else []), sep="\n")
+    print(*said, sep="\n")
     return finish(found, problems, f"no base-to-new runs in {folder}; first: bash scripts/skip/ablate_omega.sh")
 
 

@@ -56,8 +56,8 @@ def why_not(run: Run) -> str:
     return ""
 
 
-def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
-    """One table for each dataset, for `layout`: methods x rates, and the chosen rate -> (tables, problems)."""
+def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """One table for each dataset, for `layout`: methods x rates, and the chosen rate -> (tables, problems, notes)."""
     top = absolute(folder)
     runs, problems = read_all(find_runs(top), top)
     runs = [replace(run, where=top / run.file.relative_to(top).parts[0]) for run in runs]  # the folder of its rate
@@ -73,7 +73,7 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
     for where, grid in sorted(grids.items()):
         problems |= missing_seeds(grid)
         found.append(figure(where, grid))
-    return found, problems
+    return found, problems, NOTES
 
 
 def missing_seeds(grid: Grid) -> dict[Path, str]:
@@ -124,10 +124,10 @@ NOTES = [
 def main(argv: list[str] | None = None) -> int:
     """The command line; -> the exit code."""
     folder = folder_of("results.choose", __doc__, "output/choose", argv)
-    found, problems = figures(folder)
+    found, problems, said = figures(folder)
     for table in found:
         print(f"{table['title']}, {shown(folder)}\n\n{table_text(table)}\n")
-    print(*NOTES if found else [], sep="\n")
+    print(*said if found else [], sep="\n")
     return finish(found, problems, f"no runs of a search in {folder}; first: bash scripts/choose.sh emoji")
 
 

@@ -135,24 +135,24 @@ def compare(table: Table) -> list[dict]:
     return found
 
 
-def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str]]:
-    """The tables of a comparison's folder, for `layout` -> (figures, problems)."""
+def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The tables of a comparison's folder, for `layout` -> (figures, problems, notes)."""
     runs, problems = read_folder(folder)
     runs, unjoined = add_joined(runs, kept_only=True)
     problems |= unjoined
     tables = [table for table in build_tables(runs) if table.protocol == "base2new"]
     found = [figure for table in tables for figure in compare(table)]
-    return found + [with_extra()] * bool(found), problems
+    return found + [with_extra()] * bool(found), problems, NOTES
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; -> the exit code."""
     folder = folder_of("results.comparison", __doc__, "output/compare", argv)
-    found, problems = figures(folder)
+    found, problems, said = figures(folder)
     for figure in found:
         print(f"{figure['title']}, {shown(folder)}\n\n{table_text(figure)}\n")
     if found:
-        print(*NOTES, sep="\n")
+        print(*said, sep="\n")
     return finish(found, problems, f"no base-to-new runs in {folder}; first: bash scripts/compare.sh emoji")
 
 

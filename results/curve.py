@@ -20,7 +20,7 @@ from .ablation import ACCURACIES, collect, is_number
 from .layout import parts, table_text
 from .plot import plot
 from .read import absolute, read_folder
-from .tables import Row, Table, accuracy_cells, build_tables, finish, folder_of, notes, seeds_behind, shown
+from .tables import Row, accuracy_cells, build_tables, finish, folder_of, notes, seeds_behind, shown
 
 STEPS = (0.5, 1, 2, 5, 10, 20)  # between the levels of equal base accuracy, in percent
 MOST_LEVELS = 6
@@ -121,8 +121,8 @@ def rate_table(title: str, found: dict[str, dict[str, Row]]) -> dict | None:
     return {"title": f"{title}: H at one common rate", "columns": columns, "rows": lines}
 
 
-def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[Table]]:
-    """The tables of a folder, for `layout` -> (tables, problems, the tables they are from)."""
+def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """The tables of a folder, for `layout` -> (tables, problems, notes)."""
     top = absolute(folder)
     runs, problems = read_folder(top)
     tables = build_tables(runs)
@@ -130,7 +130,7 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[Table
     for label, found in methods(collect(tables, top)).items():
         title = ", ".join(filter(None, label))
         made += [points_table(title, found), equal_base_table(title, found), rate_table(title, found)]
-    return [table for table in made if table], problems, tables
+    return [table for table in made if table], problems, list(notes(tables if made else []))
 
 
 def paint(canvas, table: dict) -> None:
@@ -151,14 +151,14 @@ def paint(canvas, table: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line; -> the exit code."""
     folder = folder_of("results.curve", __doc__, "output/curve", argv)
-    found, problems, tables = figures(folder)
+    found, problems, said = figures(folder)
     for table in found:
         print(f"{table['title']}\n\n{table_text(table)}\n")
         if "rate" in [key for key, *_ in table["columns"]]:
             name = "_".join(table["title"].split(":")[0].split(", ")).replace(" ", "_").replace("/", "-")
             plot(folder / f"{name}.png", lambda canvas, table=table: paint(canvas, table), size=(7, 6))
             print()
-    print(f"In {shown(folder)}", *notes(tables if found else []), sep="\n")
+    print(f"In {shown(folder)}", *said, sep="\n")
     return finish(found, problems, f"no base-to-new runs in {folder}; first: bash scripts/curve.sh emoji")
 
 

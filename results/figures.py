@@ -234,34 +234,12 @@ def from_runs(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
     return [tables.figure(table) for table in built], problems, list(tables.notes(built))
 
 
-def from_ablation(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """The tables of results.ablation."""
-    found, problems, built = ablation.figures(folder)
-    return found, problems, list(tables.notes(built))
-
-
-def from_comparison(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """The tables of results.comparison."""
-    return *comparison.figures(folder), comparison.NOTES
-
-
-def from_choice(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """The table of results.choose."""
-    return *choose.figures(folder), choose.NOTES
-
-
-def from_curve(folder: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """The tables of results.curve."""
-    found, problems, built = curve.figures(folder)
-    return found, problems, list(tables.notes(built))
-
-
 MAKERS: dict[str, Callable] = {  # each: folder or file -> (tables, {folder: problem}, notes)
     "runs": from_runs,
-    "ablation": from_ablation,
-    "comparison": from_comparison,
-    "choose": from_choice,
-    "curve": from_curve,
+    "ablation": ablation.figures,
+    "comparison": comparison.figures,
+    "choose": choose.figures,
+    "curve": curve.figures,
     "methods": costs.methods,
     "skip_tuning": costs.skip_tuning,
 }

@@ -50,11 +50,6 @@ def library(name: str) -> bytes:
     return path.read_bytes()
 
 
-def has_libraries() -> bool:
-    """Whether a page can be made here."""
-    return all(importlib.util.find_spec(package) for package, _ in LIBRARIES.values())
-
-
 # --- what a fair reader needs ---------------------------------------------------------------------------
 
 

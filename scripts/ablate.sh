@@ -17,7 +17,7 @@ point() { points+=("$*"); }
 # so that a slow hour of the machine meets all of them.
 ablate() {
   arguments "[DATASET]" 0 1 "${@:2}"
-  local grid=$OUTPUT/ablate/$1 dataset=${2:-emoji} shared=$OPTIONS status=0 seed point name
+  local grid=$OUTPUT/ablate/$1 dataset=${2:-emoji} shared=$OPTIONS seed point name
   for seed in $SEEDS; do
     for point in "${points[@]}"; do
       read -r name OPTIONS <<<"$point"
@@ -26,6 +26,5 @@ ablate() {
       base2new "$dataset" "$seed"
     done
   done
-  "$PYTHON" -m results.ablation "$grid" || status=1
-  finish $status
+  report "-m results.ablation" "$grid"
 }

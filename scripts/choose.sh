@@ -5,10 +5,7 @@
 # TRAINERS and PRESETS choose some of the methods. What is finished is not run again. Afterwards: bash scripts/curve.sh
 DEFAULT_OUTPUT=output/choose
 . "$(dirname "$0")/common.sh"
-arguments DATASET 1 1 "$@"
-check_names "$1"
-FOLDER=scripts/protocols
-trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
+for_all_methods "$@"
 grid=$OUTPUT shared=$OPTIONS
 export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
 
@@ -25,6 +22,4 @@ for seed in $SEEDS; do
   done
 done
 some_offered
-status=0
-"$PYTHON" -m results.choose "$grid" || status=1
-finish $status
+report "-m results.choose" "$grid"

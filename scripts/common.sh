@@ -138,6 +138,28 @@ check_names() {
   esac
 }
 
+# for_all_methods DATASET: how choose.sh, compare.sh and curve.sh begin.
+for_all_methods() {
+  arguments DATASET 1 1 "$@"
+  check_names "$1"
+  FOLDER=scripts/protocols
+  trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
+}
+
+# sweep PROTOCOL [DATASET ...]: sets protocol, datasets and numbers (of shots) for list.sh and sweeps/runs.sh.
+sweep() {
+  arguments "base2new|few_shot|xd [DATASET ...]" 1 999 "$@"
+  protocol=$1
+  shift
+  case $protocol in
+    base2new) datasets=${*:-imagenet $TARGETS} numbers=${SHOTS:-} ;;
+    few_shot) datasets=${*:-imagenet $TARGETS} numbers=${SHOTS:-1 2 4 8 16} ;;
+    xd) datasets=${*:-$TARGETS $VARIANTS} numbers=${SHOTS:-} ;;
+    *) fail 2 "Error: there is no protocol $protocol; choose base2new, few_shot or xd" ;;
+  esac
+  check_names "$datasets"
+}
+
 # recipe PROTOCOL DATASET: sets files (what train.py merges: the method's own file, the protocol's, the preset's) and
 # cfg (their name in the output folder). A method without an embedded.yaml has rows for the embedded model in
 # vit_b16.yaml.
@@ -332,16 +354,11 @@ base2new() {
   done
 }
 
-# report FOLDER...: the tables, then what failed; the exit code says whether all is there.
+# report PROGRAM FOLDER...: its tables of each folder, then what failed; the exit code says whether all is there.
 report() {
-  local status=0 root
-  for root; do "$PYTHON" parse_test_res.py "$root" || status=1; done
-  finish $status
-}
-
-# finish STATUS: ends the script, with what failed; the exit code says whether all is there.
-finish() {
-  if [ -z "$failed" ]; then exit "$1"; fi
+  local status=0 folder
+  for folder in "${@:2}"; do "$PYTHON" $1 "$folder" || status=1; done
+  if [ -z "$failed" ]; then exit $status; fi
   printf 'These runs failed:\n%s' "$failed" >&2
   exit 1
 }

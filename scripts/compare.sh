@@ -7,10 +7,7 @@
 # numbers of base and new classes in one test (OPTIONS="TEST.SAVE_LOGITS False": without).
 DEFAULT_OUTPUT=output/compare
 . "$(dirname "$0")/common.sh"
-arguments DATASET 1 1 "$@"
-check_names "$1"
-FOLDER=scripts/protocols
-trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
+for_all_methods "$@"
 OPTIONS="TRAIN.MEASURE_MEMORY True TEST.SAVE_LOGITS True${OPTIONS:+ $OPTIONS}"
 export OUTPUT PYTHON PREC OPTIONS
 
@@ -24,6 +21,4 @@ for seed in $SEEDS; do
   done
 done
 some_offered
-status=0
-"$PYTHON" -m results.comparison "$OUTPUT" || status=1
-finish $status
+report "-m results.comparison" "$OUTPUT"

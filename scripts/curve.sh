@@ -6,12 +6,9 @@
 # MODELS is the folder of choose.sh. Give the same RATES, SEEDS, TRAINERS and PRESETS.
 DEFAULT_OUTPUT=output/curve
 . "$(dirname "$0")/common.sh"
-arguments DATASET 1 1 "$@"
-check_names "$1"
-FOLDER=scripts/protocols
+for_all_methods "$@"
 MODELS=${MODELS:-$ROOT/output/choose}
 absolute MODELS
-trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
 grid=$OUTPUT
 export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
 
@@ -50,6 +47,4 @@ for seed in $SEEDS; do
   done
 done
 some_offered
-status=0
-"$PYTHON" -m results.curve "$grid" || status=1
-finish $status
+report "-m results.curve" "$grid"

@@ -8,17 +8,8 @@
 # that are tested on). A line of base2new trains and tests on one dataset, a line of xd trains and tests on all of them.
 # SHOTS may be several numbers for few_shot.
 . "$(dirname "$0")/common.sh"
-arguments "base2new|few_shot|xd [DATASET ...]" 1 999 "$@"
-case $1 in
-  base2new) datasets="imagenet $TARGETS" numbers=${SHOTS:-} ;;
-  few_shot) datasets="imagenet $TARGETS" numbers=${SHOTS:-1 2 4 8 16} ;;
-  xd) datasets="$TARGETS $VARIANTS" numbers=${SHOTS:-} ;;
-  *) fail 2 "Error: there is no protocol $1; choose base2new, few_shot or xd" ;;
-esac
-protocol=$1
-shift
-datasets=${*:-$datasets} TRAINERS=${TRAINERS:-$TRAINER} PRESETS=${PRESETS:-${PRESET:-recommended}}
-check_names "$datasets"
+TRAINERS=${TRAINERS:-$TRAINER} PRESETS=${PRESETS:-${PRESET:-recommended}}
+sweep "$@"
 verbs=$(quoted "${SHOWN}scripts/protocols")
 
 # add STAGE DATASET ARGUMENT...: adds this run to the commands of the line, if it isn't finished.

@@ -2,16 +2,7 @@
 # The runs of a sweep, one a line, fields separated by tabs: stage, dataset, seed, shots, trainer, preset, folder,
 # config files. sweeps/runs.py reads them; the settings are those of scripts/list.sh.
 . "$(dirname "$0")/../scripts/common.sh"
-arguments "base2new|few_shot|xd [DATASET ...]" 1 999 "$@"
-protocol=$1
-shift
-case $protocol in
-  base2new) datasets=${*:-imagenet $TARGETS} numbers=${SHOTS:-} ;;
-  few_shot) datasets=${*:-imagenet $TARGETS} numbers=${SHOTS:-1 2 4 8 16} ;;
-  xd) datasets=${*:-$TARGETS $VARIANTS} numbers=${SHOTS:-} ;;
-  *) fail 2 "Error: there is no protocol $protocol; choose base2new, few_shot or xd" ;;
-esac
-check_names "$datasets"
+sweep "$@"
 
 # one STAGE DATASET: prints this run, if its trainer has such a recipe. Stops at a result of other settings, which
 # Snakemake would take for this run's.

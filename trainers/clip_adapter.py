@@ -41,6 +41,7 @@ class Adapter(nn.Sequential):
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(FrozenCLIP):
     limits = {"ALPHA": SHARE, "REDUCTION": COUNT}
+    fixed = ("ALPHA",)
     frozen_texts = True
 
     def build(self):
@@ -49,9 +50,6 @@ class CLIPAdapter(FrozenCLIP):
 
     def class_features(self):
         return self.text_features
-
-    def fixed_options(self):
-        return {"TRAINER.CLIPADAPTER.ALPHA": self.options.ALPHA}
 
     def compare(self, image_features, class_features):
         alpha = self.options.ALPHA

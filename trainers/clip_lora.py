@@ -14,7 +14,6 @@ Weights also go to and come from `peft`'s file format, as adapter of transformer
 folder `peft`, in which "use_rslora" says GAMMA; any folder like it, whatever its scale, serves as --model-dir.
 """
 
-import copy
 import math
 from pathlib import Path
 
@@ -70,6 +69,7 @@ class LowRank(nn.Module):
 class CLIPLoRA(FrozenCLIP):
     use = "clip_lora"
     limits = {"R": COUNT, "ALPHA": POSITIVE, "DROPOUT": Limits(0, 0.999)}
+    fixed = ("ALPHA",)
     frozen_images = False
     per_step = True
 
@@ -103,8 +103,7 @@ class CLIPLoRA(FrozenCLIP):
     @torch.no_grad()
     def tuned_clip(self):
         """A copy of CLIP with the low-rank parts merged into its weights, fp32, on the CPU."""
-        with self.offload.needed():
-            clip_model = copy.deepcopy(self.clip_model).float().cpu()
+        clip_model = self.clip_copy()
         for name, tower in self.towers(clip_model).items():
             for block, low_rank in zip(tower.resblocks, self.learned[name], strict=True):
                 block.attn.in_proj_weight += low_rank.merged().float().cpu()
@@ -171,9 +170,6 @@ class CLIPLoRA(FrozenCLIP):
     def after_train(self):
         super().after_train()  # which may load the best epoch
         self.save_peft(Path(self.output_dir, "peft"))
-
-    def fixed_options(self):
-        return {"TRAINER.CLIPLORA.ALPHA": self.options.ALPHA}
 
     def load_model(self, directory, epoch=None):
         if directory and Path(directory, CONFIG).exists():

@@ -12,8 +12,6 @@ In the released base-to-new runs the cosine is as long as MAX_EPOCH steps, not e
 the time: COSINE "steps". There it ends at 1e-6, here at 0. Weight decay draws s itself to 0, as released.
 """
 
-import copy
-
 import torch
 from torch import nn
 
@@ -115,5 +113,4 @@ class CLIPSVD(FrozenCLIP):
 
     def tuned_clip(self):
         """A copy of CLIP with the tuned weights, fp32, on the CPU."""
-        with self.offload.needed():
-            return copy.deepcopy(self.clip_model).float().cpu()
+        return self.clip_copy()

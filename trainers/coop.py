@@ -28,6 +28,7 @@ def extend_cfg(cfg):
 class CoOp(FrozenCLIP):
     limits = {"N_CTX": COUNT}
     choices = {"CLASS_TOKEN_POSITION": ("end", "middle", "front")}
+    fixed = ("CLASS_TOKEN_POSITION",)
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
@@ -51,7 +52,7 @@ class CoOp(FrozenCLIP):
         return self.encode_text(*self.learned.prompts())
 
     def fixed_options(self):
-        fixed = {"TRAINER.COOP.CLASS_TOKEN_POSITION": self.options.CLASS_TOKEN_POSITION}
+        fixed = super().fixed_options()
         if self.options.CSC:
             fixed["TRAINER.COOP.CSC for the classes"] = ", ".join(self.classnames)
         return fixed

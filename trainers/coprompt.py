@@ -70,6 +70,7 @@ def read_sentences(path, names):
 @TRAINER_REGISTRY.register()
 class CoPrompt(FrozenCLIP):
     limits = {"N_CTX": COUNT, "PROMPT_DEPTH": COUNT, "LAMBDA": WEIGHT, "IMAGE_SHARE": SHARE, "TEXT_SHARE": SHARE}
+    fixed = ("CTX_INIT", "IMAGE_SHARE", "TEXT_SHARE")
     frozen_images = False
     views_in_batch = 2
 
@@ -114,7 +115,3 @@ class CoPrompt(FrozenCLIP):
         logits = self.compare(image_features, class_features)
         consistency = self.options.LAMBDA * (text_distance + image_distance)
         return logits, {"ce": F.cross_entropy(logits, label), "consistency": consistency}
-
-    def fixed_options(self):
-        names = "CTX_INIT", "IMAGE_SHARE", "TEXT_SHARE"
-        return {f"TRAINER.COPROMPT.{name}": self.options[name] for name in names}

@@ -50,6 +50,7 @@ class Affine(nn.Module):
 class DePT(FrozenCLIP):
     limits = {"LAMBDA": SHARE, "LR_FACTOR": POSITIVE}
     choices = {"HOST": HOSTS}
+    fixed = ("HOST",)
 
     def build(self):
         self.host = self.build_host()
@@ -121,7 +122,7 @@ class DePT(FrozenCLIP):
         self.host.load_extra_state(state)
 
     def fixed_options(self):
-        return {"TRAINER.DEPT.HOST": self.options.HOST, **self.host.fixed_options()}
+        return super().fixed_options() | self.host.fixed_options()
 
     def load_model(self, directory, epoch=None):
         if directory:

@@ -47,6 +47,7 @@ class CoupledPrompts(nn.Module):
 @TRAINER_REGISTRY.register()
 class MaPLe(FrozenCLIP):
     limits = {"N_CTX": COUNT, "PROMPT_DEPTH": COUNT}
+    fixed = ("CTX_INIT",)
     frozen_images = False
 
     def build(self):
@@ -57,6 +58,3 @@ class MaPLe(FrozenCLIP):
 
     def image_features(self, image):
         return self.encode_image(image, self.learned.image())
-
-    def fixed_options(self):
-        return {"TRAINER.MAPLE.CTX_INIT": self.options.CTX_INIT}

@@ -8,8 +8,6 @@ As released: the whole training set is one batch, each epoch is one step on a fr
 epsilon 1e-4. Nothing in front of W learns, so the steps run on cached features; VIEWS 1 caches one view of each image.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -75,7 +73,6 @@ class ProLIP(FrozenCLIP):
     @torch.no_grad()
     def tuned_clip(self):
         """A copy of CLIP with W for its projection, fp32, on the CPU."""
-        with self.offload.needed():
-            clip_model = copy.deepcopy(self.clip_model).float().cpu()
+        clip_model = self.clip_copy()
         clip_model.visual.proj.copy_(self.learned.proj)
         return clip_model

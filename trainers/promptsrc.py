@@ -56,6 +56,7 @@ class IndependentPrompts(nn.Module):
 @TRAINER_REGISTRY.register()
 class IVLP(FrozenCLIP):
     limits = {"N_CTX_TEXT": COUNT, "N_CTX_VISION": COUNT, "PROMPT_DEPTH_TEXT": COUNT, "PROMPT_DEPTH_VISION": COUNT}
+    fixed = ("CTX_INIT",)
     frozen_images = False
 
     def build(self):
@@ -66,9 +67,6 @@ class IVLP(FrozenCLIP):
 
     def image_features(self, image):
         return self.encode_image(image, self.learned.image())
-
-    def fixed_options(self):
-        return {f"TRAINER.{type(self).__name__.upper()}.CTX_INIT": self.options.CTX_INIT}
 
 
 def epoch_weights(epochs, mean, std):

@@ -8,7 +8,6 @@ This file and the parts it imports need torch, Dassl and OpenAI's `clip` and not
 `clip` will do (swap_in.py).
 """
 
-import copy
 import re
 from contextlib import nullcontext
 
@@ -65,6 +64,7 @@ class SkipTuning(CLIPTrainer):
         "RESAMPLE": ("step", "run"),
         "BATCHES": ("mixed", "single_class"),
     }
+    fixed = ("OMEGA",)  # the cut decides which weights a checkpoint has
     model_name = "learnable_params"
     precisions = ("auto", "fp32", "bf16", "amp", "fp16_master", "fp16")
     cuda_precision = "amp"
@@ -221,10 +221,6 @@ class SkipTuning(CLIPTrainer):
     def load_extra_state(self, state):
         self.generator.set_state(state["generator"])
 
-    def fixed_options(self):
-        """The cut decides which weights a checkpoint has."""
-        return {f"TRAINER.{type(self).__name__.upper()}.OMEGA": self.options.OMEGA}
-
     # ---- test: an ordinary CLIP forward ----------------------------------------------------------------------
 
     @torch.no_grad()
@@ -236,5 +232,4 @@ class SkipTuning(CLIPTrainer):
 
     def tuned_clip(self) -> nn.Module:
         """A copy of the whole CLIP with the current weights, fp32, on the CPU."""
-        with self.offload.needed():
-            return copy.deepcopy(self.clip_model).float().cpu()
+        return self.clip_copy()

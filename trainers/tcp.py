@@ -51,6 +51,7 @@ class ClassAware(nn.Module):
 class TCP(FrozenCLIP):
     use = "tcp"
     limits = {"N_CTX": COUNT, "BLOCK": OR_NONE, "W": WEIGHT, "ADAM_EPS": POSITIVE}
+    fixed = ("BLOCK",)
 
     def build(self):
         n, tower = self.options.N_CTX, self.clip_model.transformer
@@ -74,6 +75,3 @@ class TCP(FrozenCLIP):
     def terms(self, logits, label, image_features, class_features, image):
         distance = 1 - F.cosine_similarity(class_features, self.teacher)  # (C,)
         return {"ce": F.cross_entropy(logits, label), "kg": self.options.W * distance.mean()}
-
-    def fixed_options(self):
-        return {"TRAINER.TCP.BLOCK": self.options.BLOCK}

@@ -15,7 +15,6 @@ smaller one. In stage 2 nothing in or before the towers learns, so the features 
 large batches, where the released code runs the image tower in every step.
 """
 
-import copy
 import math
 
 import torch
@@ -142,8 +141,7 @@ class TwoSFS(FrozenCLIP):
 
     def tuned_clip(self):
         """A copy of CLIP with the tuned norms, fp32, on the CPU; the classifier is no part of it."""
-        with self.offload.needed():
-            return copy.deepcopy(self.clip_model).float().cpu()
+        return self.clip_copy()
 
     def left_out(self, classnames):
         known = {name.replace("_", " ") for name in classnames} & set(self.trained)

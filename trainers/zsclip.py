@@ -1,7 +1,5 @@
 """ZeroshotCLIP (Radford et al., ICML 2021): CLIP as it is, one hand-written prompt per dataset, nothing learned."""
 
-import copy
-
 from dassl.engine import TRAINER_REGISTRY
 
 from .frozen import FrozenCLIP, add_options
@@ -23,4 +21,4 @@ class ZeroshotCLIP(FrozenCLIP):
 
     def tuned_clip(self):
         """A copy of CLIP, fp32, on the CPU."""
-        return copy.deepcopy(self.clip_model).float().cpu()
+        return self.clip_copy()

@@ -157,12 +157,12 @@ def svg(body, left, top, width, height):
     )
 
 
-def render(source, size=SIZE):
-    """SVG text -> uint8 (size, size, 4) RGBA, or None where the icon can't be read or is empty."""
+def render(source):
+    """SVG text -> uint8 (SIZE, SIZE, 4) RGBA, or None where the icon can't be read or is empty."""
     import resvg_py
 
     try:
-        png = bytes(resvg_py.svg_to_bytes(svg_string=source, width=size, height=size))
+        png = bytes(resvg_py.svg_to_bytes(svg_string=source, width=SIZE, height=SIZE))
     except ValueError:
         return None
     pixels = np.array(Image.open(io.BytesIO(png)).convert("RGBA"))

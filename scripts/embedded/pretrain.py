@@ -200,12 +200,12 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)  # AdamW's usual size of a step
 
 
-def orthogonal(matrix, steps=5):
+def orthogonal(matrix):
     """The nearest matrix with singular values of about 1, by the Newton-Schulz iteration with Muon's constants."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.t() if tall else matrix) / matrix.norm().clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         square = x @ x.t()
         x = a * x + torch.addmm(square, square, square, beta=b, alpha=c) @ x
     return x.t() if tall else x
@@ -230,10 +230,10 @@ def learning_rate(step, steps, warmup, fall):
 
 
 @torch.no_grad()
-def zero_shot(model, icons, part="val"):
-    """Accuracy (percent) over all classes of the embedded dataset, on the images of one part."""
+def zero_shot(model, icons):
+    """Accuracy (percent) over all classes of the embedded dataset, on the validation images."""
     folder = ROOT / "datasets" / "emoji_data"
-    rows = json.loads((folder / "split_emoji.json").read_text())[part]
+    rows = json.loads((folder / "split_emoji.json").read_text())["val"]
     names = {label: name for _, label, name in rows}
     model.eval()
     text = F.normalize(model.encode_text(icons.tokens([f"an emoji of a {names[i]}." for i in sorted(names)])), dim=-1)

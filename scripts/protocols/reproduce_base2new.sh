@@ -9,4 +9,4 @@ for dataset in ${*:-imagenet $TARGETS}; do
     attempt base2new_test.sh "$dataset" "$seed"
   done
 done
-report "$OUTPUT/base2new"
+report parse_test_res.py "$OUTPUT/base2new"

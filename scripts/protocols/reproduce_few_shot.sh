@@ -11,4 +11,4 @@ for dataset in ${*:-imagenet $TARGETS}; do
     done
   done
 done
-report "$OUTPUT/few_shot"
+report parse_test_res.py "$OUTPUT/few_shot"

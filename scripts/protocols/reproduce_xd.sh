@@ -9,4 +9,4 @@ for seed in $SEEDS; do
     attempt xd_test.sh "$dataset" "$seed"
   done
 done
-report "$OUTPUT/imagenet" "$OUTPUT/evaluation"
+report parse_test_res.py "$OUTPUT/imagenet" "$OUTPUT/evaluation"

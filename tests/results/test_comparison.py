@@ -81,7 +81,7 @@ def test_numbers_beside_accuracy_have_columns_where_there_are_any(plant_run, tmp
     assert not set(comparison.SHOWN_BESIDE) & set(keys)
     for file in files:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": {"ece15": 2.5}}))
-    figures, problems = comparison.figures(tmp_path)
+    figures, problems, _ = comparison.figures(tmp_path)
     lines = {line["method"]: line for line in figures[0]["rows"]}
     assert (lines["SkipTuning"]["ece15_base"], lines["CoOp"]["ece15_base"]) == (2.5, None) and not problems
     assert ["ece15_new", "ECE\nnew", "percent"] in figures[0]["columns"] and "gen_h" not in lines["CoOp"]
@@ -93,7 +93,7 @@ def test_numbers_beside_accuracy_have_columns_where_there_are_any(plant_run, tmp
 
 def test_published_numbers_with_extra_input_are_a_table_of_their_own(plant_run, tmp_path, capsys):
     plant_run(tmp_path, 80.0, 60.0)
-    figures, _ = comparison.figures(tmp_path)
+    figures, *_ = comparison.figures(tmp_path)
     titles = [figure["title"].startswith("published only, with extra text or a teacher") for figure in figures]
     assert titles == [False] * (len(titles) - 1) + [True]
     values = [row["h"] for row in figures[-1]["rows"]]

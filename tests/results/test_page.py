@@ -1,6 +1,7 @@
 """The page and the figures: the numbers are --csv's, nothing is made up, and a real browser shows them."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -302,7 +303,7 @@ class TestCharts:
 def browser():
     """Debian's Chromium; the tests are skipped where it, playwright or the page's libraries are missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
-    if not page.has_libraries():
+    if not all(importlib.util.find_spec(package) for package, _ in page.LIBRARIES.values()):
         pytest.skip(f"needs: {page.GET_LIBRARIES}")
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")

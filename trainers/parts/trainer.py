@@ -18,6 +18,7 @@ What a method writes:
                 schedule            another schedule of the learning rate
     flags       limits              what the numbers among its options may be
                 choices             what other options may be
+                fixed               options that must be the same wherever the checkpoints are loaded
                 model_name          name of the folder of checkpoints
                 precisions          choices of PREC; `cuda_precision` is what "auto" means on a GPU
                 scaled              choices of PREC with a scaled loss
@@ -33,6 +34,7 @@ for the numbers in it. An extraction waits for its features once for EXTRACTION_
 Notation: B images, C classes, E joint width.
 """
 
+import copy
 import math
 import time
 from typing import NamedTuple
@@ -90,6 +92,7 @@ POSITIVE = Limits(0, above=True)
 class CLIPTrainer(TrainerX):
     limits = {}  # option: Limits
     choices = {}  # option: what it may be
+    fixed = ()  # names of options
     model_name = "learned"
     precisions = ("auto", "fp32", "bf16", "fp16", "amp")
     cuda_precision = "fp16"
@@ -284,7 +287,15 @@ class CLIPTrainer(TrainerX):
         self.offload.end()
         super().after_train()
 
+    def fixed_options(self):
+        return {f"TRAINER.{type(self).__name__.upper()}.{name}": self.options[name] for name in self.fixed}
+
     # ---- test ------------------------------------------------------------------------------------------------
+
+    def clip_copy(self) -> nn.Module:
+        """A copy of CLIP with its current weights, fp32, on the CPU."""
+        with self.offload.needed():
+            return copy.deepcopy(self.clip_model).float().cpu()
 
     def load_model(self, directory, *args, epoch=None):
         """Without an epoch, or with a negative one, the best checkpoint, else the last. CLAP passes its cfg, too."""
