@@ -393,7 +393,8 @@ def notes(tables: list[Table], ci95: bool = False, published: Published | None =
     if any("H" in table.columns for table in tables):
         yield "H: mean over seeds; in an average row: harmonic mean of its Base and New, as in the papers"
     if any(table.has(name) for table in tables for name in COSTS):
-        yield "Train s: feature extraction, in brackets, included; Peak MB: peak memory in training"
+        peak = "; Peak MB: peak memory in training" if any(table.has("Peak MB") for table in tables) else ""
+        yield f"Train s: feature extraction, in brackets, included{peak}"
     if any(memory_column(table) == "RSS MB" for table in tables):
         yield "RSS MB: the most memory that the process ever had, libraries included (TRAIN.MEASURE_MEMORY was off)"
     if any(row.tested != "test" for table in tables for row in table.rows):

@@ -96,7 +96,7 @@ class TestCells:
         plant(80.0, 60.0, said={"peak_memory_mb": None, "peak_rss_mb": 901.4})
         main([str(tmp_path)])
         out = capsys.readouterr().out
-        assert "RSS MB" in out and "901" in out and "Peak MB  " not in out
+        assert "RSS MB" in out and "901" in out and "Peak MB" not in out  # neither as a column nor in a note
         plant(80.0, 60.0, trainer="CoOp", said={"peak_memory_mb": 33.0, "peak_rss_mb": 901.4})
         main([str(tmp_path)])
         out = capsys.readouterr().out
