@@ -191,6 +191,8 @@ def read_log(folder: Path, keyword: str, test_only: bool) -> dict:
     number = re.compile(rf"\* {re.escape(keyword)}: (\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|nan|inf)%")
     values = [float(match[1]) for line in lines[start:] if (match := number.search(line))]
     if not values:
+        if lines and lines[-1].startswith("Error: "):
+            raise Broken(f"stopped by an error: {lines[-1].removeprefix('Error: ')}")
         raise Broken(f"unfinished? {log.name} has no '{keyword}' after '{signals[0]}'")
     if not is_percent(values[-1]):
         raise Broken(f"{log.name} says {keyword} {values[-1]}, not a number from 0 to 100")

@@ -238,6 +238,13 @@ class TestLogs:
         assert main([str(tmp_path)]) == 1
         assert "seed1: unfinished?" in capsys.readouterr().err
 
+    def test_a_run_that_an_error_stopped_says_which(self, tmp_path, capsys):
+        folder = tmp_path / "base2new/train_base/dtd/shots_16/CoOp/rn50/seed1"
+        folder.mkdir(parents=True)
+        (folder / "log.txt").write_text("Loading dataset: DescribableTextures\nError: folder dtd not found in data\n")
+        assert main([str(tmp_path)]) == 1
+        assert "seed1: stopped by an error: folder dtd not found in data" in capsys.readouterr().err
+
     def test_log_of_test_new_needs_no_training(self, tmp_path, capsys):
         for part, accuracy in (("train_base", "80.0"), ("test_new", "60.0")):
             folder = tmp_path / "base2new" / part / "dtd/shots_16/CoOp/rn50/seed1"
