@@ -38,7 +38,7 @@ if [ "${1:-}" = progress ]; then exec "$python" sweeps/runs.py "$sweep"; fi
 
 # Slurm gives each job its GPU, and sends it our environment.
 case " $* " in *" --executor slurm "* | *" --executor=slurm "* | *" -e slurm "*) unset GPUS ;; esac
-# -n alone counts: thousands of runs printed one by one are no answer, and take Snakemake most of the time.
+# -n alone counts: thousands of runs one by one are no answer, and take half of the time.
 case $* in -n | --dry-run | --dryrun) set -- "$@" --quiet ;; esac
 case " $* " in
   *" -n"* | *" -"[fFkp]n" "* | *" --dry"* | *" --dag "*) ;;
