@@ -24,7 +24,8 @@ ARRAYS = {  # kind and number of dimensions
     **{"images": ("U", 1), "classnames": ("U", 1), "about": ("U", 0)},
 }
 SAME = ("dataset", "split", "shots", "seed", "trainer", "backbone", "preset", "tested", "logit_scale")
-COST_ONLY = (".CACHE_LIMIT", ".COMPILE")  # ends of the options of a method that decide only its time and memory
+# Ends of the options of a method that decide only its time and memory.
+COST_ONLY = (".CACHE_LIMIT", ".CACHE_ON_DEVICE", ".COMPILE")
 ACCEPTED = 0.95  # share of the images for which FPR95 sets its threshold
 
 

@@ -60,6 +60,7 @@ def extend_cfg(cfg):
         node.FUSION = "logits"  # what the mixture mixes; or probabilities
         node.VIEWS = 0  # augmented views of each image that are cached; 0: fresh ones in every epoch
         node.CACHE_LIMIT = 2.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
+        node.CACHE_ON_DEVICE = 0.0  # GB; cached images up to it stay on the GPU, which is spared a copy in each step
     cfg.TRAINER.MMRL.PROJECTION = "random"  # how it begins; or copy
     node.BETA = 0.9  # share of the new tokens; the others come from the block before
     node.RES_LORA_DIM = 4  # rank of what each map adds to the shared one
@@ -122,6 +123,7 @@ class MMRL(FrozenCLIP):
         "ALPHA": SHARE,
         "REG_WEIGHT": WEIGHT,
         "CACHE_LIMIT": WEIGHT,
+        "CACHE_ON_DEVICE": WEIGHT,
     }
     choices = {
         "READ_OUT": ("told", "class", "both"),
@@ -169,6 +171,7 @@ class MMRL(FrozenCLIP):
             self.cfg.SEED,
             limit=options.CACHE_LIMIT * 1e9,
             folder=self.output_dir,
+            on_device=options.CACHE_ON_DEVICE * 1e9,
             needed=self.needed,
         )
 

@@ -39,6 +39,7 @@ def extend_cfg(cfg):
     node.RESAMPLE = "step"  # when the kept ranks are drawn: at every step, or once per run
     node.VIEWS = 0  # augmented views cached of each image; 0: a fresh one in every epoch
     node.CACHE_LIMIT = 2.0  # GB; cached images beyond it lie in a file in OUTPUT_DIR, mapped to memory
+    node.CACHE_ON_DEVICE = 0.0  # GB; cached images up to it stay on the GPU, which is spared a copy in each step
     node.BATCHES = "mixed"  # or single_class: every batch from one class if shots suffice, as in the released code
     node.IMAGE_LR = 0.0  # learning rate of the image tower; 0: OPTIM.LR
     node.TEMPLATE = ""  # prompt of all datasets, with {} for the class; "": that of TEMPLATES
@@ -56,6 +57,7 @@ class SkipTuning(CLIPTrainer):
         "LAMBDA": POSITIVE,
         "MAX_TOP": OR_NONE,
         "CACHE_LIMIT": WEIGHT,
+        "CACHE_ON_DEVICE": WEIGHT,
         "IMAGE_LR": WEIGHT,
     }
     choices = {
@@ -134,6 +136,7 @@ class SkipTuning(CLIPTrainer):
             single_class,
             limit=options.CACHE_LIMIT * 1e9,
             folder=self.output_dir,
+            on_device=options.CACHE_ON_DEVICE * 1e9,
             needed=self.needed,
         )
 

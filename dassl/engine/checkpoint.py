@@ -172,7 +172,7 @@ def check_meta(path, theirs, ours):
 
 
 def _free(key):
-    return key in _FREE or str(key).endswith(".CACHE_LIMIT")  # a method's: where its features lie
+    return key in _FREE or str(key).endswith((".CACHE_LIMIT", ".CACHE_ON_DEVICE"))  # a method's: where features lie
 
 
 def _decisive(cfg):

@@ -209,10 +209,11 @@ def test_epochs_that_follow_from_the_steps_are_no_other_options(cfg):
         check_identity("run", record, cfg)
 
 
-def test_where_cached_features_lie_is_no_other_option_also_in_records_that_have_it(cfg):
-    cfg.TRAINER.SKIPTUNING = CfgNode({"CACHE_LIMIT": 2.0})
-    assert "CACHE_LIMIT" not in identity(cfg)
-    check_identity("run", identity(cfg) + "TRAINER.SKIPTUNING.CACHE_LIMIT: 4.0\n", cfg)
+@pytest.mark.parametrize("key", ["CACHE_LIMIT", "CACHE_ON_DEVICE"])
+def test_where_cached_features_lie_is_no_other_option_also_in_records_that_have_it(key, cfg):
+    cfg.TRAINER.SKIPTUNING = CfgNode({key: 2.0})
+    assert key not in identity(cfg)
+    check_identity("run", identity(cfg) + f"TRAINER.SKIPTUNING.{key}: 4.0\n", cfg)
 
 
 # The record ------------------------------------------------------------------------------------------

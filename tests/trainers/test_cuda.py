@@ -5,6 +5,7 @@ The trainers are those of test_contract.py: a CLIP of 3 + 3 blocks, eight classe
 
 import copy
 import json
+import os
 import subprocess
 import sys
 
@@ -113,6 +114,22 @@ def test_peak_memory_is_what_the_cpus_meter_counts_and_what_libraries_need(start
     assert 0 < trainer.memory.mb < 1.2 * live.peak / 1e6 + 100  # cuBLAS keeps a workspace
 
 
+@pytest.mark.parametrize("method", ["SkipTuning", "MMRL"])
+def test_a_cache_on_the_device_trains_as_one_on_the_cpu(method, start):
+    option = f"TRAINER.{method.upper()}.CACHE_ON_DEVICE"
+    moved = {}
+    for limit, device in {"0.0": "cpu", "1.0": "cuda"}.items():
+        trainer, batches = start(method, True, option, limit, f"TRAINER.{method.upper()}.PREC", "fp32")
+        assert trainer.train_loader_x.features.device.type == batches[0]["features"].device.type == device
+        moved[device] = change(trainer, batches)[1]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            next(iter(trainer.train_loader_x))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(moved["cuda"], moved["cpu"])
+
+
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
 def test_a_run_goes_on_on_the_other_device(first, make_trainer, train_until, tmp_path):
     def trainer(cuda, folder):
@@ -147,3 +164,11 @@ def test_the_embedded_model_trains_and_tests(tmp_path, record_property):
     record_property("accuracy", f"{result['accuracy']:.1f}")
     record_property("train s", f"{result['seconds']['train']:.1f}")
     assert result["accuracy"] > 30 and result["peak_memory_mb"] > 0
+
+
+def test_the_demo_runs(tmp_path, record_property):
+    env = {**os.environ, "OUTPUT": str(tmp_path), "SEEDS": "1", "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "scripts/demo.sh"], cwd=ROOT, check=True, capture_output=True, text=True, env=env)
+    rows = [line for line in done.stdout.splitlines() if "SkipTuning" in line]
+    record_property("row", rows[-1])
+    assert "Device: cuda" in next(tmp_path.rglob("SkipTuning/**/log.txt")).read_text()

@@ -162,6 +162,28 @@ def test_a_step_in_image_scope_waits_once_for_the_number_of_classes(make):
     assert waits == ["nonzero"]
 
 
+def test_a_cache_on_the_device_is_filled_and_read_without_waiting(make):
+    trainer = make("SkipTuning", "TRAINER.SKIPTUNING.SCOPE", "batch", "TRAINER.SKIPTUNING.CACHE_ON_DEVICE", "0.1")
+    loader = trainer.train_loader_x
+    del loader.extract  # the fixture's
+    with no_waiting() as waits:
+        loader.cached.clear()
+        loader.start_epoch(0)
+        batches = list(loader)
+        assert trainer.forward_backward(batches[0])["loss"].is_meta
+    assert waits == [] and len(batches) == 8
+    assert loader.features.is_meta and all(batch["features"].is_meta for batch in batches)
+
+
+@pytest.mark.parametrize(("share", "place"), [(1.0, "meta"), (0.99, "cpu")])
+def test_only_views_that_fit_together_stay_on_the_device(share, place, make):
+    loader = make("SkipTuning", "TRAINER.SKIPTUNING.VIEWS", "3").train_loader_x
+    part = torch.empty(4, 5, 6, device=META)
+    loader.on_device = share * 3 * 32 * 5 * 6 * 4  # bytes of three views of 32 images
+    assert loader.room(part).device.type == place
+    assert loader.room(torch.empty(4, 5, 6)).device.type == "cpu"
+
+
 def test_logits_that_are_kept_wait_for_nothing_before_the_end():
     keeper = Keeper(None)
     with no_waiting() as waits:

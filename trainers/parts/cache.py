@@ -110,10 +110,11 @@ class FeatureCache(TrainingLoader):
     A view is extracted when an epoch first needs it; a loader that is never iterated extracts nothing.
 
     Args:
-        encode: images (N, 3, H, W) -> features (N, ...), on any device; kept on the CPU in the dtype it returns.
+        encode: images (N, 3, H, W) -> features (N, ...), on any device; kept in the dtype it returns.
         needed: what is open while a view is extracted, such as a block in which offloaded weights are there.
         views: how many augmented views of each image are cached; 0 makes a fresh one in every epoch.
         limit: views that are more bytes together lie in mapped files in `folder` instead of in memory.
+        on_device: views that are no more bytes together stay on the device of `encode`, all others go to the CPU.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class FeatureCache(TrainingLoader):
         single_class: bool = False,
         limit: float = float("inf"),
         folder: str | None = None,
+        on_device: float = 0,
         needed: Callable[[], AbstractContextManager] = nullcontext,
     ):
         super().__init__(loader, seed, single_class)
@@ -132,6 +134,7 @@ class FeatureCache(TrainingLoader):
         self.views = views
         self.limit = limit
         self.folder = folder
+        self.on_device = on_device
         self.needed = needed
         self.cached = {}  # view -> features (N, ...)
         self.features = None  # the current epoch's
@@ -176,13 +179,21 @@ class FeatureCache(TrainingLoader):
     def room(self, part: Tensor) -> Tensor:
         """An empty (N, ...) for the features of all images, given those of the first ones."""
         shape = len(self.labels), *part.shape[1:]
-        if max(self.views, 1) * torch.Size(shape).numel() * part.dtype.itemsize > self.limit:
+        size = max(self.views, 1) * torch.Size(shape).numel() * part.dtype.itemsize
+        if part.device.type != "cpu" and size <= self.on_device:
+            return torch.empty(shape, dtype=part.dtype, device=part.device)
+        if size > self.limit:
             return mapped(shape, part.dtype, self.folder)
         return torch.empty(shape, dtype=part.dtype)
 
     def __iter__(self) -> Iterator[dict]:
         for index in self.batches():
-            features = self.features[index]
-            if self._options["pin_memory"]:  # a GPU copies from it while the host goes on
-                features = features.pin_memory()
+            if self.features.device.type == "cpu":
+                features = self.sent(self.features[index])
+            else:
+                features = self.features[self.sent(index).to(self.features.device, non_blocking=True)]
             yield {"features": features, "label": self.labels[index]}
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """In pinned memory where the loader's batches are: a GPU copies from it while the host goes on."""
+        return tensor.pin_memory() if self._options["pin_memory"] else tensor
