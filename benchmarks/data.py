@@ -29,16 +29,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from tabulate import tabulate
 from torchvision import transforms as T
 
-from benchmarks.measure import check_new, interleaved, machine
+from benchmarks.measure import check_new, interleaved, machine, show
 from dassl.config import get_cfg_default
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
 from dassl.data.decoded import DecodedImages
 from dassl.data.transforms import build_transform
 from dassl.utils import exit_code, read_image, write_json
+from results.costs import data_tables
 from trainers.parts.cache import TrainingLoader
 
 SIZE = 224
@@ -201,30 +201,22 @@ def compare_loaders(paths, number, rounds):
     ]
 
 
-def show(rows, files):
-    for kind, paths in files.items():
-        print(f"{kind}: {len(paths)} files of {sum(path.stat().st_size for path in paths) / len(paths) / 1000:.0f} kB")
-    print("images per second; difference in 8-bit steps")
-    headers = {key: key for key in rows[0]} | {"largest": "largest difference", "mean": "mean difference"}
-    formats = ("", "", ".0f", ".0f", ".0f", ".2f", ".1f", ".4f", ".0f", ".2f")
-    print(tabulate(rows, headers=headers, floatfmt=formats))
-
-
 def run(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two images of each kind, one round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as well")
     args = parser.parse_args(argv)
     check_new(args.json)
-    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), number=2 if args.quick else 6)
+        kilobytes = {kind: sum(path.stat().st_size for path in paths) / 1e3 for kind, paths in files.items()}
         rows = compare(files, rounds=1 if args.quick else 20)
-        show(rows, files)
-        loaders = compare_loaders(files["JPEG 500 px"], number=8 if args.quick else 800, rounds=1 if args.quick else 3)
-        print("\n" + tabulate(loaders, headers="keys", floatfmt=("", ".0f", ".0f", ".2f")))
+        loader = compare_loaders(files["JPEG 500 px"], number=8 if args.quick else 800, rounds=1 if args.quick else 3)
+    result = {"machine": machine(), "rows": rows, "loader": loader}
     if args.json:
-        write_json({"machine": machine(), "rows": rows, "loader": loaders}, args.json)
+        write_json(result, args.json)
+    sizes = [f"{kind}: {len(files[kind])} files of {kilobytes[kind] / len(files[kind]):.0f} kB" for kind in files]
+    print(show("\n".join([result["machine"], *sizes]), *data_tables(result)))
 
 
 def main(argv=None):

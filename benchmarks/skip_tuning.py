@@ -26,7 +26,7 @@ BATCH, EPOCHS = 4, 20  # of the whole run: the recommended preset, base-to-new
 FT, BOTH = "FT plain", "both plain"
 PLAIN = {FT: (0, 1.0), "LSkip only, plain": (6, 1.0), "CSkip only, plain": (0, 0.5), BOTH: (6, 0.5)}  # omega, r
 EXACT = {"both exact": "fp32", "both exact, bf16": "bf16"}
-MATRIX = 2048  # rows and columns of the products that rates are measured with
+MATRIX, LIMIT = 2048, "limit"  # rows and columns of the products that rates are compared with; their key
 VIEWS = {"1 view": 1, "5 views": 5, "fresh in 20 epochs": 0}  # cached of each image; 0: a fresh one in every epoch
 FITS = 100  # classes up to which rows that keep all of them are measured; beyond, their cost is a straight line
 
@@ -65,13 +65,23 @@ def exact_step(bench, trainer, classes):
     return lambda: trainer.forward_backward({"features": v, "label": labels(classes)})
 
 
-def matmul_rates(rounds):
-    """{dtype name: floating-point operations per second of a large matrix product}."""
-    rows = {}
-    for name in exact_rows().values():
-        a = torch.randn(MATRIX, MATRIX, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[name])
-        rows[name] = lambda a=a: a @ a
-    return {name: 2 * MATRIX**3 / taken for name, taken in interleaved(rows, rounds, measured=5).items()}
+def with_limits(rows):
+    """Each of {row or (row, ...): function}, followed by (..., LIMIT): a large matrix product in the row's precision.
+
+    The two take turns side by side, as a machine's speed may change within minutes.
+    """
+    found = {}
+    for key, function in rows.items():
+        name, *kind = key if isinstance(key, tuple) else (key,)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[EXACT.get(name, "fp32")]
+        a = torch.randn(MATRIX, MATRIX, dtype=dtype)
+        found |= {key: function, (name, *kind, LIMIT): partial(torch.matmul, a, a)}
+    return found
+
+
+def rate_of(seconds):
+    """Floating-point operations per second of a large matrix product that takes so long."""
+    return 2 * MATRIX**3 / seconds
 
 
 def image_rates(bench, trainers, rounds):
@@ -90,10 +100,13 @@ def image_rates(bench, trainers, rounds):
         rows[name, "test"] = lambda trainer=trainer: trainer.model_inference(bench.pixels)
     rates = {}
     with torch.no_grad():
-        for (name, kind), spent in interleaved(rows, rounds, *STEADY).items():
+        spent = interleaved(with_limits(rows), rounds, *STEADY)
+        for name, kind in rows:
             with FlopCounterMode(display=False) as counter:
                 rows[name, kind]()
-            found = {kind: IMAGES / spent, f"{kind}_gflop": counter.get_total_flops() / IMAGES / 1e9}
+            rate, flops = IMAGES / spent[name, kind], counter.get_total_flops() / IMAGES
+            share = rate * flops / rate_of(spent[name, kind, LIMIT])
+            found = {kind: rate, f"{kind}_gflop": flops / 1e9, f"{kind}_share": share}
             rates.setdefault(name, {}).update(found)
     return rates
 
@@ -119,11 +132,14 @@ def measure(bench, classes, rounds):
         omega, ratio = PLAIN.get(name, (6, 0.5))
         paper = estimate(BATCH, mean_kept(classes, ratio), 12 - omega, pixels=not omega)
         rows[name] = {"peak_mb": peak, "paper_mb": paper, "gflop": flops / 1e9}
-    for name, taken in turns(runs, rounds, *STEADY).items():
+    found = turns(with_limits(runs), rounds, *STEADY)
+    for name, row in rows.items():
+        taken = found[name]
         low, middle, high = (1e3 * pick(one.seconds for one in taken) for pick in (min, statistics.median, max))
         faults = [one.page_faults for one in taken if one.page_faults is not None]
-        rows[name] |= {"ms": middle, "ms_low": low, "ms_high": high}
-        rows[name]["page_faults"] = statistics.median(faults) if faults else None
+        limit = rate_of(statistics.median(one.seconds for one in found[name, LIMIT])) / 1e9
+        row |= {"ms": middle, "ms_low": low, "ms_high": high, "limit_gflops": limit}
+        row |= {"floor_ms": 1e3 * row["gflop"] / limit, "page_faults": statistics.median(faults) if faults else None}
     return rows, built
 
 
@@ -137,7 +153,9 @@ def extrapolate(steps):
             a, b = steps[low][name], steps[high][name]
             share = (classes - low) / (high - low)
             keys = a.keys() & {"ms", "gflop", "peak_mb", "paper_mb"}
-            rows[name] = {key: a[key] + share * (b[key] - a[key]) for key in keys} | {"extrapolated": True}
+            row = {key: a[key] + share * (b[key] - a[key]) for key in keys}
+            limit = (a["limit_gflops"] + b["limit_gflops"]) / 2
+            rows[name] = row | {"extrapolated": True, "limit_gflops": limit, "floor_ms": 1e3 * row["gflop"] / limit}
 
 
 def whole_run(name, row, classes, rates):
@@ -175,17 +193,14 @@ def run(shape, folder, numbers, rounds, progress=lambda text: None):
     steps = {
         classes: {name: rows[name] for name in (*PLAIN, *EXACT) if name in rows} for classes, rows in steps.items()
     }
-    matmul = matmul_rates(rounds)
+    limits = {precision: [] for precision in exact_rows().values()}
     for classes, rows in steps.items():
         for name, row in rows.items():
-            row["floor_ms"] = row["gflop"] * 1e12 / matmul[EXACT.get(name, "fp32")]
             row["run_s"] = whole_run(name, row, classes, rates)
-    for name, row in rates.items():
-        for kind in ("extract", "test"):
-            row[f"{kind}_share"] = 1e9 * row[f"{kind}_gflop"] * row[kind] / matmul[EXACT.get(name, "fp32")]
-    flops = {name: rate / 1e9 for name, rate in matmul.items()}
+            limits[EXACT.get(name, "fp32")].append(row["limit_gflops"])
+    matmul = {precision: [min(found), max(found)] for precision, found in limits.items()}
     told = {"machine": machine(), "allocator": allocator()}
-    return told | {"matmul_gflops": flops, "images_per_second": rates, "steps": steps, "cache": cached}
+    return told | {"matmul_gflops": matmul, "images_per_second": rates, "steps": steps, "cache": cached}
 
 
 def table(result):

@@ -240,6 +240,7 @@ MAKERS: dict[str, Callable] = {  # each: folder or file -> (tables, {folder: pro
     "comparison": comparison.figures,
     "choose": choose.figures,
     "curve": curve.figures,
+    "data": costs.data,
     "methods": costs.methods,
     "skip_tuning": costs.skip_tuning,
 }

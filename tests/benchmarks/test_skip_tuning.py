@@ -114,21 +114,27 @@ def test_several_views_share_the_room_that_one_has(tmp_path, small_shape):
     assert [one["place"] for one in found.values()] == ["memory", "a mapped file", "memory"]
 
 
-def test_rates_are_shares_of_a_large_products(result):
+def test_a_row_is_compared_with_a_large_product_that_ran_beside_it_in_its_precision(result, monkeypatch):
     rates = result["images_per_second"]
-    for name, rate in rates.items():
-        limit = 1e9 * result["matmul_gflops"][bench.EXACT.get(name, "fp32")]
-        for kind in ("extract", "test"):
-            assert rate[f"{kind}_share"] == pytest.approx(rate[kind] * rate[f"{kind}_gflop"] * 1e9 / limit)
+    for rate in rates.values():
         assert 0 < rate["extract_gflop"] == rates["plain"]["extract_gflop"] < rate["test_gflop"]
+        assert rate["extract_share"] > 0 < rate["test_share"]
+    for row in result["steps"][12].values():
+        assert row["floor_ms"] == pytest.approx(1e3 * row["gflop"] / row["limit_gflops"])
+    monkeypatch.setattr(bench, "MATRIX", 8)
+    rows = bench.with_limits({"both plain": int, ("both exact, bf16", "test"): int})
+    assert list(rows) == ["both plain", ("both plain", "limit")] + [
+        ("both exact, bf16", "test", *x) for x in ([], ["limit"])
+    ]
+    assert [rows[key]().dtype for key in rows if "limit" in key] == [torch.float32, torch.bfloat16]
+    assert bench.rate_of(0.5) == 2 * 8**3 / 0.5
 
 
 def test_a_cpu_without_bf16_measures_the_rest(monkeypatch, result):
     monkeypatch.setattr(bench, "cpu_precision", lambda: ("fp32", "this CPU has no products of bf16"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # another device's products don't count
-    monkeypatch.setattr(bench, "MATRIX", 8)
-    assert list(bench.exact_rows()) == ["both exact"] and list(bench.matmul_rates(1)) == ["fp32"]
-    text = bench.table(result | {"matmul_gflops": {"fp32": 1.0}})
+    assert list(bench.exact_rows()) == ["both exact"]
+    text = bench.table(result | {"matmul_gflops": {"fp32": [1.0, 2.0]}})
     assert "bf16: not measured" in text and "bf16: not measured" not in bench.table(result)
 
 

@@ -262,7 +262,7 @@ class TestRefresh:
         }
         steps = {"FT plain": row | {"ms": 400.0, "extrapolated": True}, "both plain": row, "both exact": row}
         steps["both exact, bf16"] = row | {"ms": 25.0}
-        result = {"machine": "m", "matmul_gflops": {"fp32": 161.0}, "steps": {"50": steps}}
+        result = {"machine": "m", "matmul_gflops": {"fp32": [150.0, 161.0]}, "steps": {"50": steps}}
         shares = {"extract_share": 0.5, "test_share": 0.25}
         result["images_per_second"] = {
             "plain": {"extract": 8.0, "test": 4.0} | shares,
@@ -284,6 +284,19 @@ class TestRefresh:
         assert (fp32["extract"], fp32["test"], fp32["extract_share"]) == ([9.0, 2.25], [6.0, 1.5], 50.0)
         assert (bf16["extract_fp32"], bf16["test_fp32"]) == (2.0, 3.0)
         assert cached["rows"] == [{"classes": "50", "row": "both exact", "views": "5 views"} | kept]
+
+    def test_from_the_benchmark_of_images(self, house, tmp_path):
+        row = {"images": "JPEG", "transform": "train", "decoding": 300.0, "plain": 100.0, "ours": 150.0, "ratio": 1.5}
+        row |= {"largest": 1.0, "mean": 0.05, "again": 400.0, "gain": 8 / 3}
+        test = row | {"transform": "test", "again": None, "gain": None}
+        loader = {"loader": "2 workers", "decoded each time": 120.0, "kept": 360.0, "gain": 3.0}
+        source = tmp_path / "images.json"
+        source.write_text(json.dumps({"machine": "m", "rows": [row, test], "loader": [loader]}))
+        command = ("--as", "data", "--command", "python -m benchmarks.data")
+        assert self.new(house, "--from", str(source), "images", *command) == 0
+        images, loaders = read_figure(house / "docs/results/images.json")["tables"]
+        assert [line["again_plain"] for line in images["rows"]] == [4.0, None]
+        assert loaders["rows"] == [loader]
 
     @pytest.mark.parametrize("content", ["{", "{}", '{"rows": {"50": {}}, "precision": "fp32"}', "[]"])
     def test_what_no_benchmark_wrote_is_one_line(self, house, tmp_path, capsys, content):
