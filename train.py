@@ -201,6 +201,8 @@ def check(args, cfg):
         raise UserError(f"MODEL.BACKBONE.NAME is not set; give a --config-file that sets it{hint}, or --backbone")
     if cfg.TEST.SAVE_LOGITS and cfg.DATALOADER.TEST.SAMPLER != "SequentialSampler":
         raise UserError("TEST.SAVE_LOGITS names the images in their order: leave DATALOADER.TEST.SAMPLER as it is")
+    if cfg.TEST.SAVE_LOGITS and cfg.TEST.NO_TEST and not cfg.EVAL.ONLY:
+        raise UserError("TEST.SAVE_LOGITS keeps the logits of the test, and TEST.NO_TEST leaves that out: unset one")
     asked = args.device == "cuda" or "USE_CUDA" in args.opts[::2]
     if asked and cfg.USE_CUDA and not torch.cuda.is_available():
         raise UserError("CUDA was asked for, but PyTorch finds no CUDA device; leave it out to use the CPU")

@@ -204,7 +204,7 @@ def _hugging_face(folder):
         "text_layers": _whole(text, "num_hidden_layers", where),
         "text_mlp": _whole(text, "intermediate_size", where),
     }
-    return found | _preprocessor(folder)
+    return found | _preprocessor(folder, found["image_size"])
 
 
 # What CLIPConfig takes for granted, so that it isn't written.
@@ -232,8 +232,8 @@ _HF_DEFAULTS = {
 }
 
 
-def _preprocessor(folder):
-    """Mean and std; transformers 5 writes them into processor_config.json. {} where neither file is there."""
+def _preprocessor(folder, image_size):
+    """Mean, std and resize; transformers 5 writes them into processor_config.json. {} where neither file is there."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         where = folder / name
         if where.is_file():
@@ -242,9 +242,21 @@ def _preprocessor(folder):
             if not isinstance(pixels, dict):
                 raise WeightsError(f"{where}: image_processor is no mapping")
             size = pixels.get("size", {})
+            for key in ("size", "crop_size"):
+                _check_side(key, pixels.get(key), image_size, where)
             squash = isinstance(size, dict) and "height" in size  # transformers then keeps no proportions
             return _pixels(pixels, "image_mean", "image_std", where) | {"resize": "squash" if squash else "shortest"}
     return {}
+
+
+def _check_side(key, side, image_size, where):
+    """WeightsError unless images are resized to, and cut to, the pixels that the model takes, or nothing is said."""
+    for value in side.values() if isinstance(side, dict) else [side]:
+        if value not in (None, image_size):
+            raise WeightsError(
+                f"{where}: {key} is {side}, and the model takes {image_size} pixels: a resize to another size than is"
+                f" then cut out is not supported; with {image_size} there, features of image files differ a little"
+            )
 
 
 def _pixels(section, mean, std, where):

@@ -313,7 +313,9 @@ def parse(argv):
     args = parser.parse_args(argv)
     if "all" in args.datasets:
         return args, [cls for cls in known.values() if cls.published]
-    stems = {key: stem for stem, cls in known.items() for key in (stem, cls.__name__.lower())}
+    stems = {}  # as fetch knows them
+    for stem, cls in known.items():
+        stems |= {key.lower(): stem for key in (stem, cls.__name__, cls.dataset_dir, *cls.aliases) if key}
     for name in map(str.lower, args.datasets):
         if name == "custom":
             raise UserError(
@@ -321,7 +323,8 @@ def parse(argv):
                 "them, and names those that don't decode or are there twice"
             )
         if name not in stems:
-            raise UserError(f"no dataset {name!r}, do you mean {nearest(name, known)!r}? There are {', '.join(known)}")
+            meant = stems[nearest(name, stems)]
+            raise UserError(f"no dataset {name!r}, do you mean {meant!r}? There are {', '.join(known)}")
     return args, [known[stem] for stem in dict.fromkeys(stems[name.lower()] for name in args.datasets)]
 
 

@@ -194,8 +194,8 @@ def settle(tree, job):
     renamed = {other: name for name, others in images.items() for other in others}
     for entry in sorted(home.iterdir()) if home else []:
         target = job.folder / renamed.get(entry.name, entry.name)
-        if is_wanted(entry, job) and not is_there(target):
-            entry.rename(target)
+        if is_there(entry) and is_wanted(entry, job) and not is_there(target):
+            bring(entry, target, tree)
     for name in images:
         flatten(job.folder / name)
     return home is not None
@@ -207,13 +207,25 @@ def is_wanted(entry, job):
     return not entry.name.startswith((".", "split_fewshot")) and entry.suffix != ".pkl"
 
 
+def bring(path, target, tree):
+    """Move `path` to `target`; what lies outside `tree`, behind a link, stays where it is and is linked to."""
+    real = path.resolve()
+    if tree.resolve() in real.parents:
+        path.rename(target)
+    else:
+        target.symlink_to(real)
+
+
 def flatten(folder):
-    """Take folders of the same name out of each other until one is left."""
+    """Take folders of the same name out of each other until one is left; a link then leads to that one."""
     while is_nested(folder):
         outer = folder.with_name(f"{folder.name}-outer")
         folder.rename(outer)
-        (outer / folder.name).rename(folder)
-        shutil.rmtree(outer)
+        bring(outer / folder.name, folder, folder.parent)
+        if outer.is_symlink():
+            outer.unlink()
+        else:
+            shutil.rmtree(outer)
 
 
 # ---- ImageNet ----------------------------------------------------------------------------------------------
@@ -227,7 +239,7 @@ def prepare_imagenet(job, kind):
         target = images / ("train" if "train" in name else "val")
         elsewhere = job.folder / target.name  # imagenet/train, as other codebases have it
         if not is_there(target) and is_there(elsewhere):
-            elsewhere.rename(target)
+            bring(elsewhere, target, job.folder)
         flatten(target)
         archive = job.folder / name
         if not is_there(target) and archive.is_file():

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -24,6 +25,11 @@ class Row(NamedTuple):
     path: str  # relative to the image folder
     folder: str  # its class, as the folder or the CSV's label spells it
     part: str  # train, val, test, or "" where the split is left to us
+
+
+def composed(text):
+    """`text` in Unicode's composed form (NFC): in a folder's name from macOS an e may be followed by its accent."""
+    return unicodedata.normalize("NFC", text)
 
 
 # ---- images ------------------------------------------------------------------------------------------------
@@ -56,7 +62,7 @@ def class_rows(source, top, part):
         images = []
         for path in sorted(visible_files(top / name)):
             if is_image(path):
-                images.append(Row(path.relative_to(source).as_posix(), name, part))
+                images.append(Row(path.relative_to(source).as_posix(), composed(name), part))
             elif path.is_symlink() and not path.exists():
                 links.append(path.relative_to(source).as_posix())
             else:
@@ -94,7 +100,7 @@ def csv_rows(source):
             if wrong := csv_problem(source.parent, path, folder, part, seen):
                 raise UserError(f"{source}, line {reader.line_num}: {wrong}; correct it there")
             seen.add(path)
-            rows.append(Row(path, folder, PART_NAMES[part.lower()]))
+            rows.append(Row(path, composed(folder), PART_NAMES[part.lower()]))
     except csv.Error as error:
         raise UserError(f"{source}, line {reader.line_num}: {error}; correct it there") from error
     if not rows:
@@ -183,7 +189,7 @@ def read_names(path):
 
 
 def text_of(node, path):
-    """The text of a YAML scalar as it is written; UserError for anything else, and for an empty one."""
+    """The text of a YAML scalar as it is written, composed; UserError for anything else, and for an empty one."""
     if isinstance(node, yaml.ScalarNode) and node.value.strip():
-        return node.value
+        return composed(node.value)
     raise UserError(f"{path}, line {node.start_mark.line + 1}: it {NAMES_FORM}")

@@ -97,7 +97,7 @@ def job_of(name, root):
     if name.lower() not in known:
         if name in DATASETS:
             raise UserError(f"{name} needs no download")
-        raise UserError(f'no dataset "{name}" (do you mean "{nearest(name, known)}"?); --list shows all')
+        raise UserError(f'no dataset "{name}" (do you mean "{known[nearest(name, known)]}"?); --list shows all')
     key = known[name.lower()]
     entry = catalogue()["datasets"][key]
     cls = DATASET_REGISTRY.get(entry["name"])

@@ -11,6 +11,7 @@ Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     found, problems, said = figures(folder)
     for table in found:
         print(f"{table['title']}, {shown(folder)}\n\n{table_text(table)}\n")
-        name = "_".join(table["title"].split(", ")[:4]).replace(" ", "_")
+        name = re.sub(r"[^\w.-]+", "_", table["title"])
         plot(folder / f"{name}.png", lambda canvas, table=table: paint(canvas, table), size=(10, 4))
         print()
     print(*said, sep="\n")

@@ -63,6 +63,7 @@ def test_two_halves_of_your_own_images_are_joined(run, tmp_path, capsys):
     results = [json.loads((folder / "result.json").read_text()) for folder in (base, new)]
     for half, result in zip(halves, results, strict=True):
         assert 100 * openworld.right(half, half.own).mean() == pytest.approx(result["accuracy"])
+    assert [half.about["precision"] for half in halves] == [result["precision"] for result in results] != [None] * 2
     fitted = [result["calibration"]["temperature"] for result in results]
     assert [found["source"] for found in fitted] == ["val", "training"] and fitted[0]["value"] == fitted[1]["value"]
     assert results[0]["calibration"]["logit_scale"] == halves[0].about["logit_scale"] > 1
@@ -74,6 +75,7 @@ def test_two_halves_of_your_own_images_are_joined(run, tmp_path, capsys):
     ("part", "words", "trainer", "why"),
     [
         ("base", ["TEST.SAVE_LOGITS", "True", "DATALOADER.TEST.SAMPLER", "RandomSampler"], "ZeroshotCLIP", "SAMPLER"),
+        ("base", ["TEST.SAVE_LOGITS", "True", "TEST.NO_TEST", "True"], "ZeroshotCLIP", "TEST.NO_TEST leaves that out"),
         (
             "base",
             ["TEST.SAVE_LOGITS", "True", "TRAINER.COOP.CSC", "True"],

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
@@ -29,7 +30,7 @@ HOSTS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC")
 
 def extend_cfg(cfg):
     node = add_options(cfg, DePT)
-    node.HOST = "KgCoOp"  # the method it is put around, with the options of that method's own group
+    node.HOST = "KgCoOp"  # the method it is put around, with that method's own options but for PREC and VIEWS
     node.LAMBDA = 0.7  # share of the head
     node.LR_FACTOR = 6.5  # learning rate of S and the head, over OPTIM.LR
 
@@ -51,6 +52,12 @@ class DePT(FrozenCLIP):
     limits = {"LAMBDA": SHARE, "LR_FACTOR": POSITIVE}
     choices = {"HOST": HOSTS}
     fixed = ("HOST",)
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        host = cfg.TRAINER.DEPT.HOST
+        if cfg.TRAINER.DEPT.VIEWS and not TRAINER_REGISTRY.get(host).frozen_images:
+            raise UserError(f"TRAINER.DEPT.VIEWS is of features that are cached, and {host} caches none: leave it 0")
 
     def build(self):
         self.host = self.build_host()

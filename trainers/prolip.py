@@ -45,7 +45,6 @@ class ProLIP(FrozenCLIP):
 
     def build(self):
         self.text_features = self.hand_written()  # (C, E)
-        self.lambda_ = self.options.LAMBDA / max(self.cfg.DATASET.NUM_SHOTS, 1)
         return Projection(self.clip_model.visual.proj)
 
     def parameter_groups(self, learned):
@@ -68,7 +67,8 @@ class ProLIP(FrozenCLIP):
         return super().loss(image @ self.learned.proj, label)
 
     def terms(self, logits, label, image_features, class_features, image):
-        return {"ce": F.cross_entropy(logits, label), "distance": self.lambda_ * self.learned.distance()}
+        weight = self.options.LAMBDA / self.images_per_class
+        return {"ce": F.cross_entropy(logits, label), "distance": weight * self.learned.distance()}
 
     @torch.no_grad()
     def tuned_clip(self):

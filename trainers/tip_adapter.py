@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
 
 from .frozen import FrozenCLIP, add_options
 from .parts.class_rows import columns, make_room
@@ -55,6 +56,14 @@ class TipAdapter(FrozenCLIP):
     limits = {"ALPHA": WEIGHT, "BETA": WEIGHT, "ALPHA_MAX": POSITIVE, "BETA_MAX": POSITIVE, "KEY_VIEWS": COUNT}
     frozen_texts = True
     learns = False
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        if not self.learns and cfg.TRAINER.TIPADAPTER.VIEWS:
+            raise UserError(
+                "TRAINER.TIPADAPTER.VIEWS is of images to train on, and TipAdapter trains nothing: leave it 0; the"
+                " views behind its keys are TRAINER.TIPADAPTER.KEY_VIEWS"
+            )
 
     def build(self):
         self.text_features = self.hand_written()  # (C, E), W
@@ -115,11 +124,11 @@ class TipAdapter(FrozenCLIP):
     def choose(self):
         """Choose the ALPHA and BETA with the most validation images right."""
         learned, options = self.learned, self.options
-        found = self.validation()
-        if found is None:
+        validation = self.validation()
+        if validation is None:
             print(f"No validation images: ALPHA {options.ALPHA} and BETA {options.BETA} as given")
             return
-        features, labels = found
+        features, labels = validation
         z, affinity = super().compare(features, self.text_features), self.affinity(features)
 
         def right(alpha, cached):
@@ -131,9 +140,9 @@ class TipAdapter(FrozenCLIP):
             cached = self.cached(affinity, beta)
             for j in range(20):
                 alpha = 0.1 + j * (options.ALPHA_MAX - 0.1) / 20
-                found = right(alpha, cached)
-                if found > best[0]:
-                    best = found, alpha, beta
+                number = right(alpha, cached)
+                if number > best[0]:
+                    best = number, alpha, beta
         number, alpha, beta = best
         learned.alpha.fill_(alpha)
         learned.beta.fill_(beta)

@@ -89,7 +89,9 @@ _C.OPTIM.LR_SCHEDULER = "single_step"
 _C.OPTIM.STEPSIZE = (-1,)  # epochs; single_step: below 1 means MAX_EPOCH
 _C.OPTIM.GAMMA = 0.1
 _C.OPTIM.MAX_EPOCH = 10
-_C.OPTIM.STEPS_PER_SHOT = 0  # above 0: MAX_EPOCH becomes the whole epochs that hold so many steps for each shot
+# Above 0: MAX_EPOCH becomes the whole epochs that hold so many steps for each shot. All images count as their mean
+# number in a class.
+_C.OPTIM.STEPS_PER_SHOT = 0
 _C.OPTIM.WARMUP_EPOCH = -1
 _C.OPTIM.WARMUP_TYPE = "linear"
 _C.OPTIM.WARMUP_CONS_LR = 1e-5

@@ -97,7 +97,7 @@ def save_logits(trainer, folder, epoch=None):
         **{"trainer": cfg.TRAINER.NAME, "backbone": cfg.MODEL.BACKBONE.NAME, "preset": cfg.PRESET},
         **{"dataset": cfg.DATASET.NAME, "subsample": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")},
         **{"shots": cfg.DATASET.NUM_SHOTS, "seed": cfg.SEED, "split": getattr(dataset, "split_hash", None)},
-        **{"tested": trainer.tested, "weights": weights_hash(whole)},
+        **{"tested": trainer.tested, "weights": weights_hash(whole), "precision": whole.precision},
         "options": options_of(cfg),
         **{"logit_scale": None if scale is None else float(scale), "temperature": trainer.evaluator.temperature},
     }

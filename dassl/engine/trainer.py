@@ -85,12 +85,18 @@ class SimpleTrainer(TrainerBase):
         self.num_source_domains = data.num_source_domains
         self.lab2cname = data.lab2cname
 
+    @property
+    def images_per_class(self):
+        """DATASET.NUM_SHOTS, or where that asks for all training images their mean number."""
+        shots = self.cfg.DATASET.NUM_SHOTS
+        return shots if shots >= 1 else len(self.dm.dataset.train_x) / self.num_classes
+
     def set_epochs(self):
         """OPTIM.STEPS_PER_SHOT decides `max_epoch`; `cfg` becomes a copy whose OPTIM.MAX_EPOCH says so."""
-        steps = self.cfg.OPTIM.get("STEPS_PER_SHOT", 0) * max(self.cfg.DATASET.NUM_SHOTS, 1)
+        steps = self.cfg.OPTIM.get("STEPS_PER_SHOT", 0)
         if steps <= 0 or self.train_loader_x is None:
             return
-        self.max_epoch = math.ceil(steps / len(self.train_loader_x))
+        self.max_epoch = math.ceil(steps * self.images_per_class / len(self.train_loader_x))
         frozen = self.cfg.is_frozen()
         self.cfg = self.cfg.clone()
         self.cfg.defrost()

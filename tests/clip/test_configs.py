@@ -108,6 +108,16 @@ def test_a_height_and_a_width_squash_images_as_in_transformers_also_before_a_cro
     assert clip.facts(put("preprocessor_config.json", PIXELS)).resize == "shortest"
 
 
+@pytest.mark.parametrize("change", [{"size": {"shortest_edge": 256}}, {"size": 256}, {"crop_size": {"height": 240}}])
+def test_a_resize_to_another_size_than_the_models_images_is_refused(put, change):
+    folder = put("config.json", HUGGING_FACE, "preprocessor_config.json", PIXELS | change)
+    key, side = next(iter(change.items()))
+    with pytest.raises(WeightsError, match="the model takes 224 pixels") as caught:
+        clip.facts(folder)
+    assert f"{folder}/preprocessor_config.json: {key} is {side}" in str(caught.value)
+    assert clip.facts(put("preprocessor_config.json", PIXELS | {key: None})).image_size == 224
+
+
 def test_transformers_5_keeps_the_pixels_in_the_processors_file(put):
     facts = clip.facts(put("config.json", HUGGING_FACE, "processor_config.json", {"image_processor": PIXELS}))
     assert facts.mean == (0.5,) * 3

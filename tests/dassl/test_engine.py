@@ -187,7 +187,7 @@ def test_a_trainer_that_takes_a_config_only_is_built_as_ever(cfg):
     assert build_trainer(cfg, "Old").num_classes == 3
 
 
-@pytest.mark.parametrize(("shots", "batches", "epochs"), [(2, 1, 6), (4, 3, 4), (-1, 4, 1)])
+@pytest.mark.parametrize(("shots", "batches", "epochs"), [(2, 1, 6), (4, 3, 4), (6, 4, 5), (-1, 4, 5)])
 def test_steps_per_shot_decide_the_epochs_and_the_config_says_so(cfg, shots, batches, epochs):
     cfg.merge_from_list(["OPTIM.STEPS_PER_SHOT", 3, "DATASET.NUM_SHOTS", shots])
     cfg.freeze()
@@ -205,7 +205,7 @@ def test_epochs_that_follow_from_the_steps_are_no_other_options(cfg):
     with pytest.raises(UserError, match=r"\(OPTIM.STEPS_PER_SHOT 3 -> 4\)"):
         check_identity("run", record, cfg)
     cfg.OPTIM.STEPS_PER_SHOT = 0
-    with pytest.raises(UserError, match="OPTIM.MAX_EPOCH 1 -> 4, OPTIM.STEPS_PER_SHOT 3 -> 0"):
+    with pytest.raises(UserError, match="OPTIM.MAX_EPOCH 5 -> 4, OPTIM.STEPS_PER_SHOT 3 -> 0"):
         check_identity("run", record, cfg)
 
 

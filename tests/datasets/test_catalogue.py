@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 from urllib.parse import urlparse
 
+import pytest
+
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets import fetch, sources
+from datasets import doctor, fetch, sources
 
 
 def test_the_catalogue_has_the_fifteen_datasets_with_the_folders_and_files_of_their_loaders():
@@ -17,6 +19,21 @@ def test_the_catalogue_has_the_fifteen_datasets_with_the_folders_and_files_of_th
         assert [cls.split_file] == [name for name in entry["files"] if name.startswith("split")] or not cls.split_file
         assert cls.image_dir in (*entry["images"], *(name.split("/")[0] for name in entry["images"]), ".")
         assert entry["licence"] and entry["unpacked"] > 1e7 and set(entry["files"]) <= set(sources.catalogue()["files"])
+
+
+@pytest.mark.parametrize(
+    "name, meant", [("oxford-iiit-pets", "oxford_pets"), ("imagenet-adversary", "imagenet_a"), ("Food-102", "food101")]
+)
+def test_fetch_and_doctor_take_a_wrong_name_for_the_same_dataset(name, meant, tmp_path, capsys):
+    for command in (fetch, doctor):
+        assert command.main([name, "--root", str(tmp_path)]) == 1
+        assert re.search(f"do you mean ['\"]{meant}['\"]", capsys.readouterr().err)
+
+
+def test_fetch_and_doctor_know_datasets_by_their_folders_too(tmp_path, capsys):
+    for command, arguments in ((fetch, ["--dry-run"]), (doctor, [])):
+        command.main(["oxford-iiit-pet", "--root", str(tmp_path), *arguments])
+        assert "OxfordPets: " in capsys.readouterr().out
 
 
 def all_sources():

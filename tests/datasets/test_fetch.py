@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -320,6 +321,23 @@ def test_what_the_user_has_unpacked_elsewhere_is_moved_and_not_downloaded(world,
     assert run(world, "eurosat") == 0
     assert world.server.ranges("EuroSAT.zip") == []
     assert_complete(world)
+
+
+@pytest.mark.parametrize("link", ["eurosat", "2750", "EuroSAT_RGB"])
+@pytest.mark.parametrize("inside", ["2750", "EuroSAT_RGB", "2750/2750"])
+def test_what_lies_behind_a_link_stays_there_and_is_linked_to(world, link, inside, tmp_path):
+    store = tmp_path / "store"
+    for name, content in under(inside).items():
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(content)
+    (store / "mine.txt").write_bytes(b"mine")
+    before = files_in(store)
+    world.folder.mkdir(parents=True)
+    target = store if link == "eurosat" else store / inside.split("/")[0]
+    (world.folder / link).symlink_to(os.path.relpath(target, world.folder))
+    assert run(world, "eurosat") == 0
+    assert files_in(store) == before and world.server.ranges("EuroSAT.zip") == []
+    assert files_in(world.folder / "2750") == IMAGES
 
 
 def test_a_split_that_comes_with_the_images_is_used(world):

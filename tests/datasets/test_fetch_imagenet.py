@@ -1,6 +1,7 @@
 """python -m datasets.fetch imagenet: archives that the user has downloaded, and folders that he has unpacked."""
 
 import hashlib
+import os
 import types
 
 import pytest
@@ -68,6 +69,17 @@ def test_a_flat_validation_folder_is_sorted_in_place_even_after_an_interruption(
         (place / f"ILSVRC2012_val_{n:08d}.JPEG").touch()
     assert run(imagenet.world, "imagenet") == 0
     assert not list(val.glob("*.JPEG")) and len(list(val.glob("*/*.JPEG"))) == 20
+
+
+def test_a_linked_folder_leads_to_the_same_images_when_it_is_brought_to_its_place(imagenet, tmp_path):
+    for part in ("train", "val"):
+        for wnid in WNIDS:
+            (tmp_path / "store" / part / wnid).mkdir(parents=True)
+            (tmp_path / "store" / part / wnid / "x.JPEG").touch()
+        (imagenet.folder / part).symlink_to(os.path.relpath(tmp_path / "store" / part, imagenet.folder))
+    assert run(imagenet.world, "imagenet") == 0
+    assert len(list((imagenet.folder / "images" / "train").glob("*/*.JPEG"))) == 20
+    assert len(files_in(tmp_path / "store")) == 40
 
 
 def test_a_broken_imagenet_archive_and_missing_images_are_named(imagenet, capsys):

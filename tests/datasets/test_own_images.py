@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 
 import pytest
 
@@ -30,6 +31,21 @@ def test_two_classes_of_one_name_are_refused(same):
 def test_two_classes_of_one_name_can_be_given_two_names(tmp_path):
     (tmp_path / "names.yaml").write_text("crane: crane, a bird\n")
     assert class_names({"crane", "Crane"}, tmp_path / "names.yaml") == {"crane": "crane, a bird", "Crane": "Crane"}
+
+
+def test_a_name_is_the_same_with_its_accents_apart_as_macos_writes_them(pics, build, tmp_path):
+    apart = unicodedata.normalize("NFD", "café")
+    fill(pics / "train", apart, "dog")
+    fill(pics / "test", "café", "dog", number=2)
+    assert build().classnames == ["café", "dog"]
+    (tmp_path / "names.yaml").write_text("café: crème\n", encoding="utf-8")
+    (tmp_path / "apart.yaml").write_text(unicodedata.normalize("NFD", "café: crème\n"), encoding="utf-8")
+    for names in ("names.yaml", "apart.yaml"):
+        assert build(names=tmp_path / names).classnames == ["crème", "dog"]
+    rows = [f"{part}/{name}/{i}.png,{name}" for part, name in (("train", apart), ("test", "café")) for i in range(2)]
+    rows += [f"train/dog/{i}.png,dog" for i in range(4)]
+    (pics / "list.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    assert build(pics / "list.csv").classnames == ["café", "dog"]
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,14 @@ class TestPlot:
         plant(2, 80.0, 60.0)
         out = table()[2].out
         (file,) = plant.folder.glob("*.png")
-        assert file.name == "emoji_SkipTuning_embedded_5_shots.png" and f"Plot: {file}" in out
+        assert file.name == "emoji_SkipTuning_embedded_5_shots_ViT-XS_16-icons.png" and f"Plot: {file}" in out
         assert file.read_bytes().startswith(b"\x89PNG")
+
+    def test_two_backbones_have_a_plot_each(self, plant, table):
+        plant(2, 80.0, 60.0)
+        for file in plant(4, 80.0, 60.0):
+            file.write_text(file.read_text().replace("ViT-XS/16-icons", "ViT-B/16"))
+        assert table()[2].out.count("Plot: ") == len(list(plant.folder.glob("*.png"))) == 2
 
     def test_it_shows_the_means_and_spreads_of_the_table(self, plant, monkeypatch):
         for seed, base in enumerate([80.0, 90.0], start=1):

@@ -29,6 +29,7 @@ def arrays(part, **said):
         format=1, trainer="CoOp", dataset="Emoji", subsample=part, shots=5, seed=1, split="a" * 64, tested="test"
     )
     about |= dict(backbone="tiny", preset="", weights="w", options={"TRAINER.N_CTX": 4}, logit_scale=SCALE)
+    about["precision"] = "fp32"
     return {
         **{"relative_logits": (logits - highest[:, None]).astype(np.float16), "highest": highest.astype(np.float32)},
         **{"labels": labels, "own": own, "images": np.array([f"{part}/{i}.png" for i in range(30)])},
@@ -161,6 +162,7 @@ REFUSED = {
     "another split": ({"split": "b" * 64}, {}, "split aaaa"),
     "other shots": ({"shots": 16}, {}, "shots 5 there, 16 here"),
     "another backbone": ({"backbone": "ViT-B/16"}, {}, "backbone tiny there, ViT-B/16 here"),
+    "another precision": ({"precision": "bf16"}, {}, "precision fp32 there, bf16 here"),
     "another method": ({"trainer": "TCP"}, {}, "trainer CoOp there, TCP here"),
     "other images of it": ({"tested": "val"}, {}, "tested test there, val here"),
     "another checkpoint": ({"weights": "v"}, {}, "they tested other weights"),

@@ -169,6 +169,6 @@ def test_the_embedded_model_trains_and_tests(tmp_path, record_property):
 def test_the_demo_runs(tmp_path, record_property):
     env = {**os.environ, "OUTPUT": str(tmp_path), "SEEDS": "1", "PYTHON": sys.executable}
     done = subprocess.run(["bash", "scripts/demo.sh"], cwd=ROOT, check=True, capture_output=True, text=True, env=env)
-    rows = [line for line in done.stdout.splitlines() if "SkipTuning" in line]
-    record_property("row", rows[-1])
-    assert "Device: cuda" in next(tmp_path.rglob("SkipTuning/**/log.txt")).read_text()
+    record_property("row", [line for line in done.stdout.splitlines() if line.startswith("SkipTuning")][-1])
+    devices = {json.loads(path.read_text())["device"] for path in tmp_path.rglob("result.json")}
+    assert devices == {"cuda"}

@@ -149,3 +149,12 @@ def test_a_checkpoint_of_another_host_is_refused(make, tmp_path):
     other = make("KgCoOp", "OUTPUT_DIR", str(tmp_path / "other"))
     with pytest.raises(UserError, match="TRAINER.DEPT.HOST CoOp, this run has KgCoOp"):
         other.load_model(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_views_are_refused_where_the_host_caches_no_features(make, host):
+    if host in ("MaPLe", "PromptSRC"):
+        with pytest.raises(UserError, match=f"DEPT.VIEWS is of features that are cached, and {host} caches none"):
+            make(host, "TRAINER.DEPT.VIEWS", "1")
+    else:
+        assert make(host, "TRAINER.DEPT.VIEWS", "1").train_loader_x.views == 1

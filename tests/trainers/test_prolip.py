@@ -1,10 +1,11 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
 from clip import clip
 
 PLAIN = ("INPUT.TRANSFORMS", '["normalize"]', "OPTIM.NAME", "adam", "OPTIM.WEIGHT_DECAY", "0.0", "OPTIM.LR", "0.01")
-WHOLE = ("DATALOADER.TRAIN_X.BATCH_SIZE", "100000", "OPTIM.MAX_EPOCH", "12", "DATASET.NUM_SHOTS", "4")
+WHOLE = ("DATALOADER.TRAIN_X.BATCH_SIZE", "100000", "OPTIM.MAX_EPOCH", "12")
 
 
 def before_projection(model, images):
@@ -17,8 +18,9 @@ def before_projection(model, images):
     return seen[0].flatten(1)
 
 
-def test_training_is_that_of_the_formula_on_all_images_at_once(make_trainer, random_clip):
-    trainer = make_trainer("ProLIP", *PLAIN, *WHOLE, "TRAINER.PROLIP.LAMBDA", "2.0")
+@pytest.mark.parametrize("shots", ["4", "-1"])  # all images are 4 of each class, too
+def test_training_is_that_of_the_formula_on_all_images_at_once(shots, make_trainer, random_clip):
+    trainer = make_trainer("ProLIP", *PLAIN, *WHOLE, "DATASET.NUM_SHOTS", shots, "TRAINER.PROLIP.LAMBDA", "2.0")
     images = torch.stack([trainer.train_loader_x.dataset[i]["img"] for i in range(32)])
     labels = trainer.train_loader_x.labels
     trainer.train()

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from clip import clip
+from dassl.utils import UserError
 from trainers import frozen
 from trainers.parts.class_rows import columns
 
@@ -62,6 +63,12 @@ def test_the_cache_learns_from_its_own_logits_and_the_training_free_one_stays(ma
     torch.testing.assert_close(found, keys.grad)
     assert trained.optim.param_groups[0]["eps"] == 1e-4
     assert list(free.learned.parameters()) == []
+
+
+def test_views_to_train_on_are_refused_where_nothing_is_trained(make_trainer):
+    with pytest.raises(UserError, match="TIPADAPTER.VIEWS is of images to train on.*KEY_VIEWS"):
+        make_trainer("TipAdapter", "TRAINER.TIPADAPTER.VIEWS", "1")
+    assert make_trainer("TipAdapterF", "TRAINER.TIPADAPTERF.VIEWS", "1").train_loader_x.views == 1
 
 
 def with_validation(trainer, monkeypatch):
