@@ -23,14 +23,9 @@ ARRAYS = {  # kind and number of dimensions
     **{"relative_logits": ("f", 2), "highest": ("f", 1), "labels": ("i", 1), "own": ("i", 1)},
     **{"images": ("U", 1), "classnames": ("U", 1), "about": ("U", 0)},
 }
-<<<<<<< HEAD
-SAME = ("dataset", "split", "shots", "seed", "trainer", "backbone", "preset", "tested", "logit_scale")
+SAME = ("dataset", "split", "shots", "seed", "trainer", "backbone", "preset", "precision", "tested", "logit_scale")
 # Ends of the options of a method that decide only its time and memory.
 COST_ONLY = (".CACHE_LIMIT", ".CACHE_ON_DEVICE", ".COMPILE")
-=======
-SAME = ("dataset", "split", "shots", "seed", "trainer", "backbone", "preset", "precision", "tested", "logit_scale")
-COST_ONLY = (".CACHE_LIMIT", ".COMPILE")  # ends of the options of a method that decide only its time and memory
->>>>>>> left4
 ACCEPTED = 0.95  # share of the images for which FPR95 sets its threshold
 
 
