@@ -112,7 +112,8 @@ class LPpp(FrozenCLIP):
         similarity = f @ self.text_features.t()  # (N, C)
         learned.weight.zero_().index_add_(0, labels, f)
         each = similarity.new_zeros(similarity.shape[1], similarity.shape[1])
-        each.index_add_(0, labels, similarity).div_(labels.bincount()[:, None])  # (C, C), means over a class's images
+        each.index_add_(0, labels, similarity)  # (C, C), sums over the images of a class, then means
+        each /= labels.bincount(minlength=len(each))[:, None].clamp(min=1)
         learned.alpha.fill_(self.options.START * each.mean())
         largest = torch.linalg.eigvalsh((f.t() @ f).double().cpu())[-1]
         sizes = 4 * len(f) / float(largest), len(f) / float(4 * similarity.square().sum(dim=0).max())
