@@ -56,9 +56,10 @@ def print_tables(runs: list[Run], args: argparse.Namespace) -> None:
     if args.openworld:
         from results import openworld
 
-        for lines in openworld.figures(tables):
+        joined = openworld.figures(tables)
+        for lines in joined:
             print(f"{heading_mark}{lines['title']}\n\n{table_text(lines, markup)}\n")
-        shown_notes += openworld.NOTES
+        shown_notes += openworld.NOTES if joined else ()
     for note in shown_notes:
         print(f"{note_mark}{note}")
 

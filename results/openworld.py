@@ -221,8 +221,8 @@ def figures(tables: list[Table]) -> list[dict]:
 NOTES = (
     "ECE: 15 bins, of each half among its own classes; Gen.: each half's images among all classes, and H of the two",
     "OpenworldAUC: pairs of a base and a new image that are both right, and in the right order; docs/CALIBRATION.md",
-    "told apart by the base classes alone, base images being positive. FPR95 id: new images accepted with 95% of the",
-    "  base ones, ood: base images flagged with 95% of the new ones",
+    "base told from new: by the base classes alone, base images being positive",
+    "FPR95 id: new images accepted with 95% of the base ones, ood: base images flagged with 95% of the new ones",
 )
 NAMES = [["dataset", "Dataset", "text"], ["trainer", "Trainer", "text"], ["config", "Config", "text"]]
 N = ["n", "n", "number"]

@@ -68,7 +68,12 @@ def test_two_halves_of_your_own_images_are_joined(run, tmp_path, capsys):
     assert [found["source"] for found in fitted] == ["val", "training"] and fitted[0]["value"] == fitted[1]["value"]
     assert results[0]["calibration"]["logit_scale"] == halves[0].about["logit_scale"] > 1
     assert parse_test_res.main([str(tmp_path / "output"), "--openworld"]) == 0
-    assert "all classes at once, custom" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "all classes at once, custom" in out and "OpenworldAUC: pairs" in out
+    (new / "logits.npz").unlink()
+    assert parse_test_res.main([str(tmp_path / "output"), "--openworld"]) == 1
+    said = capsys.readouterr()
+    assert "not joined with" in said.err and "OpenworldAUC" not in said.out  # no notes on tables that aren't there
 
 
 @pytest.mark.parametrize(
