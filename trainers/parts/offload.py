@@ -24,7 +24,7 @@ def mapped(shape: tuple, dtype: torch.dtype, folder: str) -> Tensor:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a crash at a write
         except OSError as error:
             raise UserError(
-                f"No room for {size / 1e9:.1f} GB in {folder} ({error.strerror}): free some there"
+                f"No room for {size / 1e6:,.1f} MB in {folder} ({error.strerror}): free some there"
             ) from error
         file.truncate(size)
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).view(shape)
