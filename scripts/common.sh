@@ -268,8 +268,8 @@ finished() {
 # note [WORD...]: keeps in $folder what `same_settings` compares.
 note() {
   if [ -n "$told$*" ]; then
-    mkdir -p "$folder"
-    echo "$told${*:+ $*}" >"$folder/settings.txt"
+    # train.py says it where nothing can be written.
+    { mkdir -p "$folder" && echo "$told${*:+ $*}" >"$folder/settings.txt"; } 2>/dev/null || true
   else
     rm -f "$folder/settings.txt"
   fi

@@ -110,6 +110,12 @@ def test_a_plain_run_notes_nothing_and_one_with_words_for_train_py_is_another(sh
     assert os.listdir(shell.output / folder) == ["result.json"]
 
 
+def test_train_py_says_where_settings_cannot_be_written(shell):
+    shell.output.write_text("a file")  # so no folder can be made below it
+    done = shell("coop/few_shot.sh", "dtd", "1", "4", PREC="fp32", FAIL_ON="train.py")
+    assert len(shell.calls) == 1 and done.stderr == "Error: said so\n"
+
+
 def test_settings_are_noted_before_the_result_and_a_failing_run_takes_its_own_back(shell):
     seen = shell.folder / "seen"
     look = f'if [[ $* = *train.py* ]]; then cat "$OUTPUT"/few_shot/dtd/CoOp/*/seed1/settings.txt >{seen}; fi\n'
