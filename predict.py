@@ -5,6 +5,7 @@ import contextlib
 import csv
 import glob
 import io
+import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,12 @@ from tqdm import tqdm
 
 import train
 from dassl.data.transforms import build_transform
-from dassl.utils import MissingFile, Parser, UserError, exit_code, read_image, read_text, write_atomic, write_json
+from dassl.utils import MissingFile, Parser, UserError, exit_code, read_image, read_text, write_atomic
 from datasets.base import check_template
 from datasets.files import find_images
 from datasets.own_images import read_names
 
+SCREEN = "-"  # as in parse_test_res.py
 EPILOG = """
 examples:
   python predict.py --model-dir output/few_shot/emoji/SkipTuning/embedded_5shots/seed1 image.png folder/
@@ -53,8 +55,8 @@ def parse(argv):
         "CSV file with them in the column class or name, else the first",
     )
     flag("--template", help='other prompt, with {} for the class name, such as "a photo of a {}."')
-    flag("--csv", type=path, metavar="FILE", help="write path,rank,class,probability")
-    flag("--json", type=path, metavar="FILE", help="write the same as JSON")
+    flag("--csv", type=path, metavar="FILE", help="write path,rank,class,probability; -: to the screen")
+    flag("--json", type=path, metavar="FILE", help="write the same as JSON; -: to the screen")
     flag("--force", action="store_true", help="overwrite FILE if it is there")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA if present")
     flag("--batch-size", type=positive, metavar="N", help="images at a time (default: as the run tested)")
@@ -67,6 +69,8 @@ def check(args):
     if len(files) == 2 and files[0].resolve() == files[1].resolve():
         raise UserError(f"--csv and --json both name {files[0]}; name two files")
     for path in files:
+        if str(path) == SCREEN:
+            continue
         if path.exists() and not path.is_file():
             raise UserError(f"{path} exists; name another file: it is a folder or a device")
         if path.exists() and not args.force:
@@ -190,6 +194,13 @@ def show(paths, rankings):
             print(f"  {probability:7.2%}  {name}")
 
 
+def put(file, text):
+    if file == SCREEN:
+        print(text, end="")
+    else:
+        write_atomic(os.path.realpath(file), text.encode("utf-8", "surrogateescape"))
+
+
 def write_csv(file, paths, rankings):
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -197,7 +208,7 @@ def write_csv(file, paths, rankings):
     for path, best in zip(paths, rankings, strict=True):
         for rank, (name, probability) in enumerate(best, 1):
             writer.writerow([path, rank, name, probability])
-    write_atomic(file, text.getvalue().encode("utf-8", "surrogateescape"))
+    put(file, text.getvalue())
 
 
 def as_json(args, paths, rankings, broken):
@@ -226,13 +237,13 @@ def run(args):
     paths = [path for path in paths if path not in broken]
     rankings = ranking(probabilities, class_names(trainer), args.top)
     if args.csv:
-        write_csv(os.path.realpath(args.csv), paths, rankings)
+        write_csv(args.csv, paths, rankings)
     if args.json:
-        write_json(as_json(args, paths, rankings, broken), os.path.realpath(args.json))
-    if args.csv or args.json:
-        print(f"{len(paths)} images: {' and '.join(filter(None, (args.csv, args.json)))}")
-    else:
+        put(args.json, json.dumps(as_json(args, paths, rankings, broken), indent=4) + "\n")
+    if not (args.csv or args.json):
         show(paths, rankings)
+    elif SCREEN not in (args.csv, args.json):  # nothing but the rows goes there
+        print(f"{len(paths)} images: {' and '.join(filter(None, (args.csv, args.json)))}")
     return 1 if broken else 0
 
 

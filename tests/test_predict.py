@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,16 @@ def test_csv_and_json_hold_the_same_rows(trained, run, place, tmp_path):
         (each["path"], best["class"], best["probability"]) for each in written["images"] for best in each["classes"]
     ]
     assert written["unreadable"] == [] and written["model_dir"] == str(trained("SkipTuning"))
+
+
+@pytest.mark.parametrize("flag", ["--csv", "--json"])
+def test_a_hyphen_is_the_screen_which_shows_what_the_file_would_hold(flag, trained, run, place, tmp_path, monkeypatch):
+    argv = ["--model-dir", trained("SkipTuning"), place / "pics/ant/0.png", "--top", 2, flag]
+    file = tmp_path / "found"
+    assert run(*argv, file).code == 0
+    monkeypatch.chdir(tmp_path)
+    done = run(*argv, "-")
+    assert done.code == 0 and done.out == file.read_text() and os.listdir() == ["found"]
 
 
 @pytest.mark.parametrize("flag", ["--csv", "--json"])
