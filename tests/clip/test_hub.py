@@ -112,7 +112,7 @@ def test_a_hugging_face_repository_in_several_files_is_downloaded(served, tmp_pa
     config = transformers.CLIPConfig(vision_config=sizes | {"image_size": 32}, text_config=sizes, projection_dim=32)
     theirs = transformers.CLIPModel(config)
     theirs.save_pretrained(tmp_path / "a", max_shard_size="2MB")
-    transformers.CLIPImageProcessor().save_pretrained(tmp_path / "a")
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "a")
     served.repositories["org/parts"] = tmp_path / "a"
     model, _ = clip.load("hf:org/parts", device="cpu")
     assert torch.equal(model.visual.proj, theirs.visual_projection.weight.t())
