@@ -42,7 +42,7 @@ table: $(VENV)/run.stamp  ## results of all runs under output/
 sweep-setup: $(SWEEP)/sweep.stamp  ## Snakemake for sweeps/, in an environment of its own
 
 sweep-test: $(VENV)/test.stamp $(SWEEP)/sweep.stamp  ## test sweeps on this machine, and on Slurm where it is installed
-	@SWEEP_TEST=1 $(BIN) -m pytest tests/sweeps -rs
+	@SWEEP_TEST=1 $(BIN) -m pytest tests/sweeps -rs -n auto --dist loadfile
 
 clean:  ## remove the virtual environment and caches, never results
 	rm -rf $(VENV) $(SWEEP) .pytest_cache .ruff_cache
