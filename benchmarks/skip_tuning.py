@@ -105,8 +105,9 @@ def image_rates(bench, trainers, rounds):
             with FlopCounterMode(display=False) as counter:
                 rows[name, kind]()
             rate, flops = IMAGES / spent[name, kind], counter.get_total_flops() / IMAGES
-            share = rate * flops / rate_of(spent[name, kind, LIMIT])
-            found = {kind: rate, f"{kind}_gflop": flops / 1e9, f"{kind}_share": share}
+            limit = rate_of(spent[name, kind, LIMIT])
+            found = {kind: rate, f"{kind}_gflop": flops / 1e9, f"{kind}_limit_gflops": limit / 1e9}
+            found[f"{kind}_share"] = rate * flops / limit
             rates.setdefault(name, {}).update(found)
     return rates
 

@@ -10,6 +10,16 @@ from dassl.utils import MissingFile, UserError
 from .splits import check_classes, few_shot, read_split, split_hash, subsample_classes
 
 
+def spellings(classes):
+    """{key: class} -> {what a user may call it, in lower case: key}: the key, and the names of class and folders."""
+    return {
+        name.lower(): key
+        for key, cls in classes.items()
+        for name in (key, cls.__name__, cls.dataset_dir, *cls.aliases)
+        if name
+    }
+
+
 class SplitDataset(DatasetBase):
     """A dataset with fixed train, val and test lists.
 

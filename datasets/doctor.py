@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import Parser, UserError, exit_code, nearest, read_json
 
-from .base import SplitDataset
+from .base import SplitDataset, spellings
 from .emoji import Emoji
 from .files import check_images, class_folders, is_image_name, shorten
 from .imagenet import ClassFolders, ImageNet, classnames_problem, file_names
@@ -313,9 +313,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     if "all" in args.datasets:
         return args, [cls for cls in known.values() if cls.published]
-    stems = {}  # as fetch knows them
-    for stem, cls in known.items():
-        stems |= {key.lower(): stem for key in (stem, cls.__name__, cls.dataset_dir, *cls.aliases) if key}
+    stems = spellings(known)
     for name in map(str.lower, args.datasets):
         if name == "custom":
             raise UserError(

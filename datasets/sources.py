@@ -14,6 +14,7 @@ from dassl.utils.archives import is_archive
 from dassl.utils.download import file_hash
 
 from . import DATASETS, imagenet
+from .base import spellings
 from .files import class_folders
 from .published import lines_hash, split_problem
 from .splits import read_split
@@ -89,11 +90,7 @@ class Job(NamedTuple):
 
 def job_of(name, root):
     """The job for one name: that of a YAML file, a registered class or a folder. Raises UserError."""
-    known = {}
-    for key, entry in catalogue()["datasets"].items():
-        cls = DATASET_REGISTRY.get(entry["name"])
-        for alias in (key, entry["name"], cls.dataset_dir, *cls.aliases):
-            known[alias.lower()] = key
+    known = spellings({key: DATASET_REGISTRY.get(entry["name"]) for key, entry in catalogue()["datasets"].items()})
     if name.lower() not in known:
         if name in DATASETS:
             raise UserError(f"{name} needs no download")

@@ -117,8 +117,10 @@ def test_several_views_share_the_room_that_one_has(tmp_path, small_shape):
 def test_a_row_is_compared_with_a_large_product_that_ran_beside_it_in_its_precision(result, monkeypatch):
     rates = result["images_per_second"]
     for rate in rates.values():
+        for kind in ("extract", "test"):
+            limit = rate[f"{kind}_limit_gflops"]
+            assert rate[f"{kind}_share"] == pytest.approx(rate[kind] * rate[f"{kind}_gflop"] / limit)
         assert 0 < rate["extract_gflop"] == rates["plain"]["extract_gflop"] < rate["test_gflop"]
-        assert rate["extract_share"] > 0 < rate["test_share"]
     for row in result["steps"][12].values():
         assert row["floor_ms"] == pytest.approx(1e3 * row["gflop"] / row["limit_gflops"])
     monkeypatch.setattr(bench, "MATRIX", 8)
