@@ -159,6 +159,13 @@ def jitter(images):
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def encode_captions(model, tokens):
+    """tokens (B, L) -> features (B, E): the shorter and the longer half apart, each cut at its own longest caption."""
+    order = tokens.argmax(dim=1).argsort()
+    features = torch.cat([model.encode_text(tokens[half]) for half in order.chunk(2)])
+    return features[order.argsort()]
+
+
 def contrastive_loss(image_features, text_features, scale, ids):
     """Symmetric cross-entropy over unit features (B, E); every pair of one name is a positive."""
     logits = scale * image_features @ text_features.t()  # (B, B)
@@ -297,7 +304,7 @@ class Stage:
                 group["lr"] = lr * share
         image, text, ids = batch
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16), sdpa_kernel(SDPBackend.MATH):
-            features = self.model.encode_image(image), self.model.encode_text(text)
+            features = self.model.encode_image(image), encode_captions(self.model, text)
         image_features, text_features = (F.normalize(f.float(), dim=-1) for f in features)
         loss = contrastive_loss(image_features, text_features, self.model.logit_scale.exp(), ids)
         loss.backward()
