@@ -144,6 +144,17 @@ def test_images_of_one_name_are_no_negatives_of_each_other():
     assert apart < 0.01 and swapped.item() == pytest.approx(same.item())
 
 
+def test_captions_keep_their_features_and_places_where_their_lengths_differ():
+    torch.manual_seed(0)
+    model = pretrain.tiny_clip(40).eval()
+    tokens = torch.zeros(7, pretrain.CAPTION_TOKENS, dtype=torch.long)
+    for row, end in zip(tokens, (9, 3, 15, 4, 3, 12, 6), strict=True):
+        row[:end] = torch.randint(1, 39, (end,))
+        row[end] = 39  # end-of-text has the largest id
+    with torch.no_grad():
+        torch.testing.assert_close(pretrain.encode_captions(model, tokens), model.encode_text(tokens))
+
+
 def batches(count):
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
