@@ -125,13 +125,9 @@ def compare(table: Table) -> list[dict]:
                         label = name if len(known[name]) == 1 else f"{name} ({row.config})"
                         lines.append(line_of(label, row, ours, memory) | paper_cells(name, published))
                 title = ", ".join((what, recipe, dataset, shots_name(table.shots), table.backbone))
-                found.append(
-                    {
-                        "title": title,
-                        "columns": heads,
-                        "rows": [{key: line[key] for key, *_ in heads} for line in lines],
-                    }
-                )
+                if lines:
+                    lines = [{key: line[key] for key, *_ in heads} for line in lines]
+                    found.append({"title": title, "columns": heads, "rows": lines})
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the cost benchmarks measured -> figures."""
+"""What the benchmarks measured -> figures."""
 
 from pathlib import Path
 
@@ -62,6 +62,8 @@ IMAGE_NOTES = [
     "loader: the whole way from JPEGs of 500 px to training batches, in an epoch behind the first one; workers start",
     "  anew in each epoch.",
 ]
+LAYER_COLUMNS = [["layer", "layer", "number"], ["image", "image encoder", "share"], ["text", "text encoder", "share"]]
+KEPT_COLUMNS = [["ratio", "r", "text"], ["share", "in the classes kept for sure", "share"]]
 STEP_NOTES = [
     "a step: 4 images; CSkip keeps at most 50 classes for sure. ms/step: the median of the turns, each the median of",
     "  some steps behind unmeasured ones; low and high are of the turns. page faults of such a step: fresh memory from",
@@ -166,6 +168,28 @@ def data_tables(result: dict) -> tuple[list[dict], list[str]]:
     return tables, IMAGE_NOTES
 
 
+def sensitivity_tables(result: dict) -> tuple[list[dict], list[str]]:
+    """What benchmarks.sensitivity measured -> tables of layers and of what CSkip keeps, notes."""
+    layers = {tower: [100 * value for value in scaled] for tower, scaled in result["scaled_sensitivity"].items()}
+    lines = [{"layer": 1 + at} for at in range(max(map(len, layers.values())))]
+    for tower, values in layers.items():
+        for line, value in zip(lines, values, strict=False):
+            line[tower] = value
+    kept = [{"ratio": ratio, "share": 100 * share} for ratio, share in result["dependence_kept"].items()]
+    tables = [
+        {"title": "Feature Sensitivity (Eq. 3), of the last layer's", "columns": LAYER_COLUMNS, "rows": lines},
+        {
+            "title": "Gradient Dependence (Eq. 4) of the classes that an image doesn't show",
+            "columns": KEPT_COLUMNS,
+            "rows": kept,
+        },
+    ]
+    return tables, [
+        f"means of {result['images']} training images; suggested: ω = {result['omega']}, the first layers below",
+        f"  {result['threshold']:.0%} of the last one in both towers; r: CSkip keeps the nearest r of classes for sure",
+    ]
+
+
 def data(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
     """benchmarks.data --json FILE -> tables, no problems, notes."""
     tables, notes = data_tables(read_json(file, LOG_LIMIT))
@@ -175,6 +199,12 @@ def data(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
 def methods(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
     """benchmarks.methods --json FILE -> tables, no problems, notes."""
     tables, notes = method_tables(read_json(file, LOG_LIMIT))
+    return tables, {}, notes
+
+
+def sensitivity(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+    """benchmarks.sensitivity --json FILE -> tables, no problems, notes."""
+    tables, notes = sensitivity_tables(read_json(file, LOG_LIMIT))
     return tables, {}, notes
 
 

@@ -18,12 +18,14 @@ from pathlib import Path
 
 from .ablation import ACCURACIES, collect, is_number
 from .layout import parts, table_text
-from .plot import plot
+from .plot import method_lines, plot
 from .read import absolute, read_folder
 from .tables import Row, accuracy_cells, build_tables, finish, folder_of, notes, seeds_behind, shown
 
 STEPS = (0.5, 1, 2, 5, 10, 20)  # between the levels of equal base accuracy, in percent
 MOST_LEVELS = 6
+DIVERGED = 0.7  # of zero-shot CLIP's base accuracy: a point below lies outside the plot
+SIZE = (8, 6)  # of the plot, in inches
 UNTRAINED = "ZeroshotCLIP"
 
 
@@ -134,18 +136,25 @@ def figures(folder: str | Path) -> tuple[list[dict], dict[Path, str], list[str]]
 
 
 def paint(canvas, table: dict) -> None:
-    """The curves of a table of points on a matplotlib figure: base accuracy to the right, new accuracy up."""
+    """The curves of a table of points on a matplotlib figure: base accuracy to the right, new accuracy up.
+
+    The axes end at the points of what has not diverged.
+    """
     axes = canvas.subplots()
     curves = {}
     for row in table["rows"]:
         if parts(row["base"]) and parts(row["new"]):
             curves.setdefault(row["method"], []).append((row["base"][0], row["new"][0]))
     start = curves.pop(UNTRAINED, [])
-    for name, points in curves.items():
-        axes.plot(*zip(*start, *points, strict=True), marker="o", markersize=3, label=name)
+    method_lines(axes, {name: start + points for name, points in curves.items()})
+    points = [point for points in curves.values() for point in points]
+    near = start + [(base, new) for base, new in points if not start or base > DIVERGED * start[0][0]]
+    if near:
+        bases, news = zip(*near, strict=True)
+        axes.set_xlim(min(bases) - 1, max(bases) + 1)
+        axes.set_ylim(min(news) - 1, max(news) + 1)
     axes.set_xlabel("base classes, %")
     axes.set_ylabel("new classes, %")
-    axes.legend(fontsize="small")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{table['title']}\n\n{table_text(table)}\n")
         if "rate" in [key for key, *_ in table["columns"]]:
             name = "_".join(table["title"].split(":")[0].split(", ")).replace(" ", "_").replace("/", "-")
-            plot(folder / f"{name}.png", lambda canvas, table=table: paint(canvas, table), size=(7, 6))
+            plot(folder / f"{name}.png", lambda canvas, table=table: paint(canvas, table), size=SIZE)
             print()
     print(f"In {shown(folder)}", *said, sep="\n")
     return finish(found, problems, f"no base-to-new runs in {folder}; first: bash scripts/curve.sh emoji")

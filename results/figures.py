@@ -3,7 +3,7 @@
     python -m results.figures                                 write all tables anew
     python -m results.figures --check                         only say which differ from their rows
     python -m results.figures --from output/compare compare   new rows of one figure, from a folder of runs
-    python -m results.figures --plots                         docs/results/<name>.png of the ablations
+    python -m results.figures --plots                         docs/results/<name>.png of ablations, curves and shots
 
 A mark is a comment, `figure: NAME` between its signs, and a comment `end` closes it. Options in the mark choose what
 of a figure is shown: rows="CoOp,LSkip only" (by the first column), columns=trainer,h (by their keys), tables=1,3,
@@ -21,6 +21,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -29,8 +30,8 @@ from dassl.utils import Parser, UserError, exit_code, nearest, write_atomic
 
 from . import ablation, choose, comparison, costs, curve, tables
 from .gate import RESULT_LIMIT, Broken, is_name, is_names, is_table, read_json
-from .layout import FORMATS, table_text
-from .plot import plot
+from .layout import FORMATS, parts, table_text
+from .plot import method_lines, plot
 from .read import absolute, find_runs, read_folder
 
 ROOT = Path(__file__).parents[1]
@@ -242,6 +243,7 @@ MAKERS: dict[str, Callable] = {  # each: folder or file -> (tables, {folder: pro
     "curve": curve.figures,
     "data": costs.data,
     "methods": costs.methods,
+    "sensitivity": costs.sensitivity,
     "skip_tuning": costs.skip_tuning,
 }
 
@@ -262,9 +264,13 @@ def machine_name() -> str:
 
 
 def newest(source: Path) -> str:
-    """The day on which the newest result in a folder was written."""
-    files = [folder / "result.json" for folder in find_runs(source)] if source.is_dir() else [source]
-    return date.fromtimestamp(max(file.stat().st_mtime for file in files if file.exists())).isoformat()
+    """The day on which the newest result in a folder was written, or the newest log of a code that leaves no more."""
+    files = [source]
+    if source.is_dir():
+        runs = find_runs(source)
+        files = [file for folder in runs for file in folder.glob("result.json")]
+        files = files or [file for folder in runs for file in folder.glob("log.txt*")]
+    return date.fromtimestamp(max(file.stat().st_mtime for file in files)).isoformat()
 
 
 def commit_of(root: Path) -> str:
@@ -309,15 +315,35 @@ def refresh(root: Path, source: str, name: str, args: argparse.Namespace) -> Non
     print(f"{file.relative_to(root)}: {sum(len(table['rows']) for table in found)} rows")
 
 
+def paint_shots(canvas, table: dict) -> None:
+    """Figure 5's form: the accuracy of every method over its shots, on a matplotlib figure."""
+    axes = canvas.subplots()
+    shots = [key for key, *_ in table["columns"] if key.isdigit()]
+    known = Counter(row["trainer"] for row in table["rows"])
+    lines = {}
+    for row in table["rows"]:
+        name = row["trainer"]
+        if known[name] > 1:  # by datasets or recipes
+            name += f" ({', '.join(row[key] for key in ('dataset', 'config') if key in row)})"
+        if points := [(int(key), parts(row[key])[0]) for key in shots if parts(row.get(key))]:
+            lines[name] = points
+    method_lines(axes, lines)
+    axes.set_xticks([int(key) for key in shots])
+    axes.set_xlabel("shots")
+    axes.set_ylabel("accuracy, %")
+
+
 def draw_plots(root: Path) -> None:
-    """docs/results/<name>.png for each figure of an ablation on one dataset, and of curves."""
+    """docs/results/<name>.png for each figure of an ablation on one dataset, of curves, and of several shots."""
     for file in sorted((root / ROWS).glob("*.json")):
         figure = read_figure(file)
         maker, table = figure["made_by"], figure["tables"][0]
         if maker == "ablation" and len(figure["tables"]) == 1:
             plot(file.with_suffix(".png"), lambda canvas, table=table: ablation.paint(canvas, table), size=(10, 4))
         elif maker == "curve":
-            plot(file.with_suffix(".png"), lambda canvas, table=table: curve.paint(canvas, table), size=(7, 6))
+            plot(file.with_suffix(".png"), lambda canvas, table=table: curve.paint(canvas, table), size=curve.SIZE)
+        elif maker == "runs" and sum(key.isdigit() for key, *_ in table["columns"]) > 1:
+            plot(file.with_suffix(".png"), lambda canvas, table=table: paint_shots(canvas, table), size=curve.SIZE)
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -328,7 +354,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         parser = Parser(prog="python -m results.figures", description=__doc__, formatter_class=form)
         parser.add_argument("name", nargs="?", help="of the figure that gets new rows")
         parser.add_argument("--check", action="store_true", help="write nothing")
-        parser.add_argument("--plots", action="store_true", help="also write the plots of ablations")
+        parser.add_argument("--plots", action="store_true", help="also write the plots of ablations, curves and shots")
         parser.add_argument("--from", dest="source", metavar="FOLDER", help="new rows: from these runs")
         parser.add_argument("--as", dest="made_by", choices=MAKERS, help="what FOLDER holds, for a new figure")
         parser.add_argument("--command", action="append", help="what made the runs, for a new figure")

@@ -8,22 +8,17 @@ from pathlib import Path
 from dassl.utils import write_atomic
 
 from .charts import Chart, Series, build_charts
+from .plot import looks
 from .tables import Table
 
 FORMATS = ("pdf", "png")
 PANEL = (4.2, 3.4)  # inches
 ACROSS = 4  # panels
-SIGNS = "os^DvP*"
-COLOURS = 10  # of matplotlib's cycle
 
 
-def looks(charts: list[Chart]) -> dict[str, dict]:
-    """{name of a series: colour, marker}: a method looks the same in all charts."""
-    names = [one.name for chart in charts for series in chart.views.values() for one in series]
-    found = {}
-    for at, name in enumerate(sorted(set(names))):
-        found[name] = {"color": f"C{at % COLOURS}", "marker": SIGNS[at % len(SIGNS)]}
-    return found
+def looks_in(charts: list[Chart]) -> dict[str, dict]:
+    """`looks` of all series: a method looks the same in all charts."""
+    return looks(one.name for chart in charts for series in chart.views.values() for one in series)
 
 
 def paint_radar(axes, series: list[Series], look: dict[str, dict]) -> None:
@@ -137,14 +132,14 @@ def write_figures(tables: list[Table], folder: Path) -> list[Path]:
     except ImportError:
         raise ImportError("--figures needs matplotlib; get it with: pip install matplotlib") from None
     charts = build_charts(tables)
-    of_methods = looks([chart for chart in charts if chart.methods])
+    of_methods = looks_in([chart for chart in charts if chart.methods])
     files = []
     for chart in charts:
         views = sum(bool(series) for series in chart.views.values())
         across = 2 if chart.kind == "radar" else min(ACROSS, views)
         down = 2 if chart.kind == "radar" else math.ceil(views / ACROSS)
         figure = Figure(figsize=(PANEL[0] * max(1.4, across), PANEL[1] * down + 1.2), layout="constrained")
-        paint(figure, chart, of_methods if chart.methods else looks([chart]))
+        paint(figure, chart, of_methods if chart.methods else looks_in([chart]))
         name = re.sub(r"[^\w.-]+", "_", chart.title).strip("_")
         for kind in FORMATS:
             path = folder / f"{name}.{kind}"

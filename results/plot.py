@@ -1,10 +1,31 @@
 """Plots, where matplotlib is installed; the figures they show are always printed too."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dassl.utils import write_atomic
+
+SIGNS = "os^DvP*"
+COLOURS = 10  # of matplotlib's cycle
+STAND_OUT = ("SkipTuning", "FinetuneCLIP")  # what the paper compares first
+
+
+def looks(names: Iterable[str]) -> dict[str, dict]:
+    """{name: colour, marker} of lines, by the order of the names."""
+    found = {}
+    for at, name in enumerate(sorted(set(names))):
+        found[name] = {"color": f"C{at % COLOURS}", "marker": SIGNS[at % len(SIGNS)]}
+    return found
+
+
+def method_lines(axes, lines: dict[str, list[tuple[float, float]]]) -> None:
+    """{method: points (x, y)} on matplotlib axes, with the legend beside. What the paper compares first stands out."""
+    look = looks(lines)
+    for name, points in lines.items():
+        size = {"linewidth": 2.5, "markersize": 6, "zorder": 3} if name in STAND_OUT else {"linewidth": 0.8}
+        axes.plot(*zip(*points, strict=True), label=name, **{"markersize": 4} | look[name] | size)
+    axes.get_figure().legend(loc="outside right upper", fontsize="small")
 
 
 def plot(path: str | Path, paint: Callable, size: tuple[float, float]) -> None:

@@ -140,6 +140,19 @@ def test_tables_have_the_points_in_order_and_new_at_equal_base(plant, tmp_path, 
     assert list(tmp_path.glob("*.png"))
 
 
+def test_a_plot_leaves_out_what_has_diverged_and_the_two_that_the_paper_compares_stand_out():
+    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+    points = [("ZeroshotCLIP", 50, 50), ("CoOp", 56, 48), ("CoOp", 1, 1), ("SkipTuning", 60, 52), ("IVLP", 36, 30)]
+    rows = [{"method": name, "base": [base, None], "new": [new, None]} for name, base, new in points]
+    curve.paint(figure, {"rows": [*rows, {"method": "TCP", "base": [55.0, None], "new": None}]})
+    (axes,) = figure.axes
+    assert (axes.get_xlim(), axes.get_ylim()) == ((35, 61), (29, 53))
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert lines["CoOp"].get_xydata().tolist() == [[50, 50], [56, 48], [1, 1]]
+    assert lines.keys() == {"CoOp", "SkipTuning", "IVLP"}
+    assert lines["SkipTuning"].get_linewidth() > 2 * lines["CoOp"].get_linewidth()
+
+
 def test_two_recipes_of_one_trainer_are_two_curves(plant, tmp_path, capsys):
     for rate, base in ((0.01, 60.0), (0.001, 50.0)):
         plant(rate, base, tested="test")

@@ -67,6 +67,12 @@ def test_each_recipe_has_its_table_and_what_has_no_matched_one_stands_in_both(pl
     assert "CoOp" in tables[OWN] and "CoOp" not in tables[MATCHED]
 
 
+def test_what_no_run_fills_is_no_table(plant_run, tmp_path):
+    plant_run(tmp_path, 70.0, 60.0, trainer="CoOp", config="vit_b16_matched")
+    titles = [table["title"] for table in comparison.figures(tmp_path)[0]]
+    assert [title.split(", ")[:3] for title in titles[:-1]] == [MATCHED.split(", ")]
+
+
 def test_cached_presets_are_the_papers_daggers(plant_run, tmp_path, compare):
     plant_run(tmp_path, 80.0, 60.0)
     plant_run(tmp_path, 75.0, 55.0, config="embedded_cached", memory=20.0)

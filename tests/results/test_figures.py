@@ -223,6 +223,24 @@ class TestRefresh:
         assert main(["--plots"], house) == 0
         assert (house / "docs/results/omega.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_few_shot_runs_make_a_plot_with_a_line_for_each_method_or_recipe(self, house, tmp_path):
+        for method, shots, accuracy in (("CoOp", 1, 61.0), ("CoOp", 4, 64.0), ("SkipTuning", 4, 70.0)):
+            for config in ("vit_b16", "vit_b16_matched")[: 1 + (method == "CoOp")]:
+                folder = tmp_path / f"runs/few_shot/dtd/{method}/{config}_{shots}shots/seed1"
+                folder.mkdir(parents=True)
+                folder.joinpath("log.txt").write_text(f"Finish training\n* accuracy: {accuracy}%\n")
+        command = ("--as", "runs", "--command", "bash scripts/coop/few_shot.sh dtd 1")
+        assert self.new(house, "--from", str(tmp_path / "runs"), "shots", *command) == 0
+        pytest.importorskip("matplotlib")
+        assert main(["--plots"], house) == 0
+        assert (house / "docs/results/shots.png").read_bytes().startswith(b"\x89PNG")
+        assert not (house / "docs/results/demo.png").exists()
+        canvas = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+        figures.paint_shots(canvas, read_figure(house / "docs/results/shots.json")["tables"][0])
+        lines = {line.get_label(): line.get_xydata().tolist() for line in canvas.axes[0].get_lines()}
+        both = [[1, 61], [4, 64]]
+        assert lines == {"CoOp (vit_b16)": both, "CoOp (vit_b16_matched)": both, "SkipTuning": [[4, 70]]}
+
     def test_a_folder_with_a_missing_run_changes_nothing(self, house, plant_run, tmp_path, capsys):
         _, new = plant_run(tmp_path / "runs", 80.0, 60.0)
         new.unlink()
@@ -297,6 +315,20 @@ class TestRefresh:
         images, loaders = read_figure(house / "docs/results/images.json")["tables"]
         assert [line["again_plain"] for line in images["rows"]] == [4.0, None]
         assert loaders["rows"] == [loader]
+
+    def test_sensitivity_comes_from_what_its_benchmark_wrote(self, house, tmp_path):
+        result = {"images": 100, "omega": 1, "threshold": 0.05, "dependence_kept": {"0.1": 0.9, "0.5": 0.99}}
+        result["scaled_sensitivity"] = {"image": [0.01, 0.3, 1.0], "text": [0.02, 1.0]}
+        source = tmp_path / "sensitivity.json"
+        source.write_text(json.dumps(result))
+        command = ("--as", "sensitivity", "--command", "python -m benchmarks.sensitivity")
+        assert self.new(house, "--from", str(source), "sensitivity", *command) == 0
+        figure = read_figure(house / "docs/results/sensitivity.json")
+        layers, kept = figure["tables"]
+        assert layers["rows"][0] == {"layer": 1, "image": 1.0, "text": 2.0}
+        assert layers["rows"][2] == {"layer": 3, "image": 100.0}
+        assert kept["rows"] == [{"ratio": "0.1", "share": 90.0}, {"ratio": "0.5", "share": 99.0}]
+        assert "suggested: ω = 1, the first layers below" in figure["notes"][0] and "5%" in figure["notes"][1]
 
     @pytest.mark.parametrize("content", ["{", "{}", '{"rows": {"50": {}}, "precision": "fp32"}', "[]"])
     def test_what_no_benchmark_wrote_is_one_line(self, house, tmp_path, capsys, content):

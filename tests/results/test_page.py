@@ -246,7 +246,7 @@ class TestCharts:
         assert [line.x for line in chart.views["dtd"]] == [["4", "16"], ["1", "8"]]
         assert chart.points == ["1", "4", "8", "16"]  # the page's axis
         figure = Figure()
-        paint.paint(figure, chart, paint.looks([chart]))
+        paint.paint(figure, chart, paint.looks_in([chart]))
         assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "4", "8", "16"]
 
     def test_charts_of_equal_places_below_different_folders_have_files_of_their_own(self, plant_run, tmp_path, capsys):
