@@ -1,4 +1,4 @@
-"""The embedded dataset: 196 things as emoji vendors draw them, 64x64; comes with the code, needs no DATASET.ROOT."""
+"""The embedded dataset: 431 things as emoji vendors draw them, 64x64; comes with the code, needs no DATASET.ROOT."""
 
 from pathlib import Path
 

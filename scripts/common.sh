@@ -217,7 +217,7 @@ some_offered() {
 place() {
   local name
   case $2 in
-    emoji) shots=${SHOTS:-5} ;;  # all it has
+    emoji) shots=${SHOTS:-4} ;;  # all it has
     *) shots=${SHOTS:-16} ;;
   esac
   case $1 in

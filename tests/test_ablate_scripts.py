@@ -64,8 +64,8 @@ def test_every_point_is_trained_and_tested_with_only_its_options_changed(ablate,
         words = options.split()
         tail = "".join(f" TRAINER.SKIPTUNING.{key} {value}" for key, value in zip(words[::2], words[1::2], strict=True))
         for part, classes in (("train_base", "base"), ("test_new", "new")):
-            folder = f"ablate/{what}/{name}/base2new/{part}/emoji/shots_5/SkipTuning/embedded/seed1"
-            expected.append((folder, f"DATASET.NUM_SHOTS 5 DATASET.SUBSAMPLE_CLASSES {classes}{MEMORY}{tail}"))
+            folder = f"ablate/{what}/{name}/base2new/{part}/emoji/shots_4/SkipTuning/embedded/seed1"
+            expected.append((folder, f"DATASET.NUM_SHOTS 4 DATASET.SUBSAMPLE_CLASSES {classes}{MEMORY}{tail}"))
     found = [(call.split("--output-dir ")[1].split()[0], call[call.index("DATASET.NUM") :]) for call in calls]
     assert found == expected
 

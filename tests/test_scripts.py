@@ -68,7 +68,7 @@ def test_xd_test_reads_the_imagenet_training(shell):
 
 def test_the_embedded_dataset_gets_its_own_config_and_all_the_shots_it_has(shell):
     shell("skip/base2new_train.sh", "emoji", "1")
-    folder = "base2new/train_base/emoji/shots_5/SkipTuning/embedded/seed1"
+    folder = "base2new/train_base/emoji/shots_4/SkipTuning/embedded/seed1"
     assert shell.calls == [command("emoji", 1, "embedded overlays/base2new", folder, "base", shots=5)]
 
 
@@ -113,9 +113,9 @@ def test_a_preset_is_the_methods_own_file_or_the_overlay_and_the_embedded_model_
     folders = [call.split("--output-dir ")[1].split()[0] for call in shell.calls]
     assert folders == [
         "few_shot/dtd/SkipTuning/vit_b16_paper_few_shot_16shots/seed1",
-        "base2new/train_base/emoji/shots_5/CoCoOp/embedded_matched/seed1",
+        "base2new/train_base/emoji/shots_4/CoCoOp/embedded_matched/seed1",
         "imagenet/DePT/vit_b16_coop_xd_16shots/seed1",
-        "base2new/train_base/emoji/shots_5/SkipTuning/embedded/seed1",
+        "base2new/train_base/emoji/shots_4/SkipTuning/embedded/seed1",
     ]
 
 

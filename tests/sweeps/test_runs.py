@@ -156,7 +156,7 @@ def test_every_shots_is_a_run():
         ({"shots": ["a"]}, "'shots' must be a list of whole numbers"),
         ({"output": ["out"]}, "'output' must be one text, not"),
         ({"options": {"OPTIM.LR": 1}}, "'options' must be one text, not"),
-        ({"protocol": "xd", "datasets": ["emoji"]}, "emoji is tested with 5 shots, and nothing is trained with these"),
+        ({"protocol": "xd", "datasets": ["emoji"]}, "emoji is tested with 4 shots, and nothing is trained with these"),
         ({"presets": ["paper"]}, "none of these methods has such a recipe: TRAINERS=CoOp PRESETS=paper"),
     ],
 )
