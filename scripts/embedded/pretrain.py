@@ -49,7 +49,7 @@ from clip.model import CLIP  # noqa: E402
 from clip.weights import EMBEDDED, VOCABULARY, pack_embedded, read_state_dict  # noqa: E402
 from dassl.utils import write_atomic  # noqa: E402
 
-BATCH = 256
+BATCH = 512
 MUON_LR, ADAMW_LR, WEIGHT_DECAY = 2e-3, 1e-3, 0.1
 WARMUP = 100  # steps from weights without an optimizer
 CHECKPOINT = 25  # steps between checkpoints
