@@ -10,8 +10,8 @@ grid=$OUTPUT shared=$OPTIONS
 export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
 
 for seed in $SEEDS; do
-  for TRAINER in ${TRAINERS:-$SEARCHING}; do
-    for PRESET in ${PRESETS:-matched}; do
+  for TRAINER in $(searching); do
+    for PRESET in ${PRESETS:-$shared_recipe}; do
       for rate in ${RATES:-$SEARCHED}; do
         OUTPUT=$grid/$rate
         OPTIONS="TEST.SPLIT val OPTIM.LR $rate${shared:+ $shared}"

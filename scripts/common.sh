@@ -56,8 +56,7 @@ OPTIONS=${OPTIONS:-}  # KEY VALUE ... for train.py, quoted as in a shell; each a
 PREC=${PREC:-}        # fp32, bf16, amp ...: the trainer's own option; empty: as its preset says
 
 TARGETS="caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101"
-SEARCHED="0.0003 0.001 0.003 0.01 0.03 0.1 0.3"  # learning rates of choose.sh and curve.sh, for
-SEARCHING=$(ls configs/trainers | grep -vx LPpp)  # the methods that don't find their own
+SEARCHED="0.0003 0.001 0.003 0.01 0.03 0.1 0.3"  # learning rates of choose.sh and curve.sh
 VARIANTS="imagenetv2 imagenet_sketch imagenet_a imagenet_r"
 failed=
 newest=  # config file
@@ -124,8 +123,7 @@ known() {
 # the datasets are looked up at the start.
 check_names() {
   local presets
-  presets=$(basename -s .yaml configs/trainers/*/*.yaml configs/overlays/*.yaml |
-    sed -E 's/^(vit_b16|embedded)_//' | grep -vxE 'vit_b16|embedded|base2new|few_shot|xd' | sort -u)
+  presets=$(basename -s .yaml configs/trainers/*/*.yaml configs/overlays/*.yaml | sed -E 's/^vit_b16_//' | grep -vxE 'vit_b16|embedded|base2new|few_shot|xd' | sort -u)
   known dataset "$1" "$(basename -s .yaml configs/datasets/*.yaml)"
   known trainer "${TRAINERS:-}" "$(ls configs/trainers)"
   known preset "${PRESETS:-}" "recommended $presets"
@@ -138,11 +136,19 @@ check_names() {
   esac
 }
 
-# for_all_methods DATASET: how choose.sh, compare.sh and curve.sh begin.
+# searching: the methods of choose.sh and curve.sh, TRAINERS or all; LPpp finds its own rate, two have none.
+searching() {
+  printf '%s\n' ${TRAINERS:-$(ls configs/trainers | grep -vx LPpp)} | grep -vxE 'TipAdapter|ZeroshotCLIP'
+}
+
+# for_all_methods DATASET: how choose.sh, compare.sh and curve.sh begin. Sets shared_recipe: the preset by which all
+# methods have the same batches and epochs.
 for_all_methods() {
   arguments DATASET 1 1 "$@"
   check_names "$1"
   FOLDER=scripts/protocols
+  shared_recipe=matched
+  if [ "$1" = emoji ]; then shared_recipe=recommended; fi
   trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
 }
 
@@ -189,18 +195,18 @@ recipe() {
   files+=("configs/overlays/$1.yaml")
   if [ -n "$preset" ]; then
     file=configs/trainers/$TRAINER/$preset.yaml
-    for shared in "configs/overlays/${model}_$preset.yaml" "configs/overlays/$preset.yaml"; do
-      if [[ ! -e $file && -e $shared ]]; then file=$shared; fi
-    done
+    if [[ ! -e $file && -e configs/overlays/$preset.yaml ]]; then file=configs/overlays/$preset.yaml; fi
     files+=("$file")
   fi
 }
 
 # offered: whether the trainer has the recipe that `place` found. Without training there is nothing to match, LP++ takes
-# all images in every step by definition, and Skip Tuning's own recipe is what the others are matched with.
+# all images in every step by definition, Skip Tuning's own recipe is what the others are matched with, and on the
+# embedded model they all are.
 offered() {
   case $TRAINER:$cfg in
-    ZeroshotCLIP:*_matched* | TipAdapter:*_matched* | LPpp:*_matched* | SkipTuning:vit_b16_matched*) return 1 ;;
+    ZeroshotCLIP:*_matched* | TipAdapter:*_matched* | LPpp:*_matched* | SkipTuning:*_matched*) return 1 ;;
+    *:embedded_matched*) return 1 ;;
   esac
   [ -e "${files[0]}" ] && [ -e "${files[${#files[@]} - 1]}" ] && found=1
 }

@@ -40,8 +40,8 @@ dataset=$1
 for seed in $SEEDS; do
   TRAINER=ZeroshotCLIP PRESET= OUTPUT=$grid/0
   base2new "$dataset" "$seed"
-  for TRAINER in ${TRAINERS:-$SEARCHING}; do
-    for PRESET in ${PRESETS:-matched}; do
+  for TRAINER in $(searching); do
+    for PRESET in ${PRESETS:-$shared_recipe}; do
       for rate in ${RATES:-$SEARCHED}; do tested "$rate" "$seed"; done
     done
   done

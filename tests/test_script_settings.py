@@ -30,7 +30,7 @@ def after(calls, flag):
 # Where things lie
 
 
-ONE_EACH = {"SEEDS": "1", "TRAINERS": "CoOp", "PRESETS": "matched", "RATES": "0.1"}
+ONE_EACH = {"SEEDS": "1", "TRAINERS": "CoOp", "PRESETS": "recommended", "RATES": "0.1"}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_an_unknown_dataset_is_one_line(shell):
         assert done.stderr.startswith("Error: there is no dataset eurosatt; there are: caltech101 custom dtd emoji ")
 
 
-@pytest.mark.parametrize("name", ["vit_b16", "embedded", "vit_b16_matched", "embedded_matched", "cached", "vit_b16_c4"])
+@pytest.mark.parametrize("name", ["vit_b16", "embedded", "vit_b16_matched", "embedded_cached", "cached", "vit_b16_c4"])
 def test_names_of_recipes_are_known(shell, project, name):
     recipes = project / "configs/trainers/CLIPAdapter"
     shutil.copy(recipes / "vit_b16.yaml", recipes / "vit_b16_c4.yaml")  # a user's own

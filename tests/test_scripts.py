@@ -69,7 +69,7 @@ def test_xd_test_reads_the_imagenet_training(shell):
 def test_the_embedded_dataset_gets_its_own_config_and_all_the_shots_it_has(shell):
     shell("skip/base2new_train.sh", "emoji", "1")
     folder = "base2new/train_base/emoji/shots_4/SkipTuning/embedded/seed1"
-    assert shell.calls == [command("emoji", 1, "embedded overlays/base2new", folder, "base", shots=5)]
+    assert shell.calls == [command("emoji", 1, "embedded overlays/base2new", folder, "base", shots=4)]
 
 
 def test_environment_sets_config_shots_and_trainer(shell):
@@ -100,13 +100,13 @@ def recipe_of(call):
     return call.split("--config-file ")[1].split(" --output-dir")[0].replace("configs/", "").replace(".yaml", "")
 
 
-def test_a_preset_is_the_methods_own_file_or_the_overlay_and_the_embedded_model_has_overlays(shell):
+def test_a_preset_is_the_methods_own_file_or_the_overlay(shell):
     shell("skip/few_shot.sh", "dtd", "1", PRESET="paper")
     shell("cocoop/base2new_train.sh", "emoji", "1", PRESET="matched")
     shell("dept/xd_train.sh", "1", PRESET="coop")
     shell("skip/base2new_train.sh", "emoji", "1", PRESET="recommended")
     own = "trainers/SkipTuning/vit_b16 overlays/few_shot trainers/SkipTuning/paper"
-    matched = "trainers/CoCoOp/vit_b16 overlays/embedded overlays/base2new overlays/embedded_matched"
+    matched = "trainers/CoCoOp/vit_b16 overlays/embedded overlays/base2new overlays/matched"
     coop = "trainers/DePT/vit_b16 overlays/xd trainers/DePT/coop"
     recommended = "trainers/SkipTuning/embedded overlays/base2new"
     assert [recipe_of(call) for call in shell.calls] == [own, matched, coop, recommended]
@@ -124,7 +124,7 @@ def test_CFG_is_a_file_of_the_trainer_a_whole_name_or_a_path(shell):
     shell("skip/few_shot.sh", "custom", "1", CFG="embedded", PRESET="matched", DATA="pics")
     shell("skip/base2new_train.sh", "dtd", "1", CFG="vit_b16_paper")
     shell("skip/base2new_train.sh", "dtd", "1", CFG="./my own.yaml")
-    assert recipe_of(shell.calls[0]) == "trainers/SkipTuning/embedded overlays/few_shot overlays/embedded_matched"
+    assert recipe_of(shell.calls[0]) == "trainers/SkipTuning/embedded overlays/few_shot overlays/matched"
     assert recipe_of(shell.calls[1]) == "trainers/SkipTuning/vit_b16 overlays/base2new trainers/SkipTuning/paper"
     assert recipe_of(shell.calls[2]) == f"{shell.folder}/./my own overlays/base2new"
     assert "few_shot/custom/SkipTuning/embedded_matched_16shots/seed1 " in shell.calls[0]

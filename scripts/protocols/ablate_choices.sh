@@ -2,7 +2,7 @@
 # Where a method's paper and its released code differ, on one dataset: the recipe, then one choice at a time as the
 # other of the two has it:
 #   bash scripts/skip/ablate_choices.sh
-#   PRESET=matched bash scripts/mmrl/ablate_choices.sh
+#   bash scripts/mmrl/ablate_choices.sh
 . "$(dirname "$0")/../ablate.sh"
 point preset
 case $TRAINER in
