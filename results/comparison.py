@@ -4,9 +4,9 @@
 
 Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include
 feature extraction, peak memory is that of training. For each dataset there is one table each for every method's own
-recipe and for Skip Tuning's batch size and epochs; a method to which these mean nothing stands in both. Where the
-tests kept their logits, numbers of base and new classes in one test stand beside. A run that is missing or broken is
-listed and left out.
+recipe and for Skip Tuning's batch size and epochs; a method to which these mean nothing stands in both. On the embedded
+model the two are one. Where the tests kept their logits, numbers of base and new classes in one test stand beside. A
+run that is missing or broken is listed and left out.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
@@ -53,6 +53,7 @@ ENDS = {"cached": "†", "uniform": ", uniform"}  # of a method's name by preset
 EVERYWHERE = ("cached",)  # presets that stand in all tables
 ALL_AT_ONCE = ("LPpp",)  # every step takes all images: no batch size to match
 RECIPES = {OWN: "each method's own recipe", ("matched",): "Skip Tuning's batch size and epochs"}
+ONE_FOR_ALL = "the same batches and epochs for all"  # own recipes of the embedded model
 SHOWN_BESIDE = ("ece15_base", "ece15_new", "ece15_t_base", "ece15_t_new", "gen_h", "auroc_mcm")
 PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
 NOTES = [
@@ -124,6 +125,8 @@ def compare(table: Table) -> list[dict]:
                     for row in known.get(name, []):
                         label = name if len(known[name]) == 1 else f"{name} ({row.config})"
                         lines.append(line_of(label, row, ours, memory) | paper_cells(name, published))
+                if presets == OWN and all(row.config.startswith("embedded") for row in rows):
+                    recipe = ONE_FOR_ALL
                 title = ", ".join((what, recipe, dataset, shots_name(table.shots), table.backbone))
                 if lines:
                     lines = [{key: line[key] for key, *_ in heads} for line in lines]
