@@ -123,7 +123,8 @@ known() {
 # the datasets are looked up at the start.
 check_names() {
   local presets
-  presets=$(basename -s .yaml configs/trainers/*/*.yaml configs/overlays/*.yaml | sed -E 's/^vit_b16_//' | grep -vxE 'vit_b16|embedded|base2new|few_shot|xd' | sort -u)
+  presets=$(basename -s .yaml configs/trainers/*/*.yaml configs/overlays/*.yaml |
+    sed -E 's/^vit_b16_//' | grep -vxE 'vit_b16|embedded|base2new|few_shot|xd' | sort -u)
   known dataset "$1" "$(basename -s .yaml configs/datasets/*.yaml)"
   known trainer "${TRAINERS:-}" "$(ls configs/trainers)"
   known preset "${PRESETS:-}" "recommended $presets"
