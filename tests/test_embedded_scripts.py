@@ -126,14 +126,29 @@ def test_the_learning_rate_warms_up_stays_and_falls_in_a_stage_of_its_own():
     assert fall == pytest.approx([1, 0.5, 0.001])
 
 
-@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+@pytest.mark.parametrize("shape", [(2, 8, 24), (2, 24, 8)])
 def test_muon_steps_along_the_nearest_orthogonal_matrix(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = pretrain.orthogonal(matrix)
-    values = torch.linalg.svdvals(found)
-    assert values.min() > 0.6 and values.max() < 1.3
-    assert F.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 100])[:, None, None]
+    for matrix, found in zip(matrices, pretrain.orthogonal(matrices), strict=True):
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.6 and values.max() < 1.3
+        assert F.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
+
+
+def test_muon_steps_each_matrix_by_its_own_gradient_and_momentum():
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(4, 6)) for _ in range(2)]
+    plain, momenta = [p.detach().clone() for p in params], [torch.zeros(4, 6) for _ in params]
+    muon = pretrain.Muon(params, lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        for p, weights, momentum in zip(params, plain, momenta, strict=True):
+            p.grad = torch.randn(4, 6)
+            momentum.mul_(0.95).add_(0.05 * p.grad)
+            update = pretrain.orthogonal((0.05 * p.grad + 0.95 * momentum)[None])[0]
+            weights.mul_(1 - 0.1 * 0.5).sub_(0.1 * 0.2 * 6**0.5 * update)
+        muon.step()
+    torch.testing.assert_close(params, plain, atol=2e-3, rtol=0)  # bf16 may round a stack in another way
 
 
 def test_images_of_one_name_are_no_negatives_of_each_other():

@@ -49,7 +49,7 @@ from clip.model import CLIP  # noqa: E402
 from clip.weights import EMBEDDED, VOCABULARY, pack_embedded, read_state_dict  # noqa: E402
 from dassl.utils import write_atomic  # noqa: E402
 
-BATCH = 256
+BATCH = 512
 MUON_LR, ADAMW_LR, WEIGHT_DECAY = 2e-3, 1e-3, 0.1
 WARMUP = 100  # steps from weights without an optimizer
 CHECKPOINT = 25  # steps between checkpoints
@@ -191,7 +191,8 @@ def tiny_clip(vocabulary):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024) in fp32: torch.optim.Muon computes in bf16, which many CPUs only emulate."""
+    """Muon (Jordan et al., 2024), a group for each shape: torch.optim.Muon takes the matrices one by one, in bf16 even
+    where a CPU only emulates it; together they take half the time."""
 
     def __init__(self, params, lr, weight_decay, momentum=0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -199,35 +200,42 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            nesterov = []
             for p in group["params"]:
                 momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(momentum, group["momentum"]))
+                nesterov.append(p.grad.lerp(momentum, group["momentum"]))
+            for p, update in zip(group["params"], orthogonal(torch.stack(nesterov)), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)  # AdamW's usual size of a step
 
 
-def orthogonal(matrix):
-    """The nearest matrix with singular values of about 1, by the Newton-Schulz iteration with Muon's constants."""
+def orthogonal(matrices):
+    """(N, A, B) -> (N, A, B), fp32: for each the nearest matrix with singular values of about 1, by the Newton-Schulz
+    iteration with Muon's constants, in bf16 where the CPU has it."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.t() if tall else matrix) / matrix.norm().clamp(min=1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = (x.mT if tall else x).to(torch.bfloat16 if BF16 else torch.float32)
     for _ in range(5):
-        square = x @ x.t()
-        x = a * x + torch.addmm(square, square, square, beta=b, alpha=c) @ x
-    return x.t() if tall else x
+        square = x @ x.mT
+        x = a * x + torch.baddbmm(square, square, square, beta=b, alpha=c) @ x
+    return (x.mT if tall else x).float()
 
 
 def optimizers(model):
     """Muon for the matrices inside the blocks, AdamW for everything else (weight decay on matrices only)."""
-    inside = [p for n, p in model.named_parameters() if "resblocks" in n and p.ndim == 2]
-    taken = {id(p) for p in inside}
+    inside = collections.defaultdict(list)  # {shape: matrices}
+    for name, p in model.named_parameters():
+        if "resblocks" in name and p.ndim == 2:
+            inside[p.shape].append(p)
+    taken = {id(p) for group in inside.values() for p in group}
     rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    muon = Muon(inside, lr=MUON_LR, weight_decay=WEIGHT_DECAY)
+    muon = Muon([{"params": group} for group in inside.values()], lr=MUON_LR, weight_decay=WEIGHT_DECAY)
     return muon, torch.optim.AdamW(groups, lr=ADAMW_LR, betas=(0.9, 0.98), fused=True)
 
 
