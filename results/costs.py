@@ -1,5 +1,6 @@
 """What the benchmarks measured -> figures."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from .gate import LOG_LIMIT, read_json
@@ -190,25 +191,11 @@ def sensitivity_tables(result: dict) -> tuple[list[dict], list[str]]:
     ]
 
 
-def data(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """benchmarks.data --json FILE -> tables, no problems, notes."""
-    tables, notes = data_tables(read_json(file, LOG_LIMIT))
-    return tables, {}, notes
+def reader(tables: Callable[[dict], tuple[list[dict], list[str]]]) -> Callable:
+    """What makes figures of a benchmark's --json FILE: a function of the file -> (tables, no problems, notes)."""
 
+    def read(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
+        made, notes = tables(read_json(file, LOG_LIMIT))
+        return made, {}, notes
 
-def methods(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """benchmarks.methods --json FILE -> tables, no problems, notes."""
-    tables, notes = method_tables(read_json(file, LOG_LIMIT))
-    return tables, {}, notes
-
-
-def sensitivity(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """benchmarks.sensitivity --json FILE -> tables, no problems, notes."""
-    tables, notes = sensitivity_tables(read_json(file, LOG_LIMIT))
-    return tables, {}, notes
-
-
-def skip_tuning(file: Path) -> tuple[list[dict], dict[Path, str], list[str]]:
-    """benchmarks.skip_tuning --json FILE -> tables, no problems, notes."""
-    tables, notes = skip_tuning_tables(read_json(file, LOG_LIMIT))
-    return tables, {}, notes
+    return read

@@ -241,10 +241,10 @@ MAKERS: dict[str, Callable] = {  # each: folder or file -> (tables, {folder: pro
     "comparison": comparison.figures,
     "choose": choose.figures,
     "curve": curve.figures,
-    "data": costs.data,
-    "methods": costs.methods,
-    "sensitivity": costs.sensitivity,
-    "skip_tuning": costs.skip_tuning,
+    "data": costs.reader(costs.data_tables),
+    "methods": costs.reader(costs.method_tables),
+    "sensitivity": costs.reader(costs.sensitivity_tables),
+    "skip_tuning": costs.reader(costs.skip_tuning_tables),
 }
 
 
