@@ -4,9 +4,9 @@
 
 Base, New and H are means over seeds, H seed by seed with its sample standard deviation; training seconds include
 feature extraction, peak memory is that of training. For each dataset there is one table each for every method's own
-recipe and for Skip Tuning's batch size and epochs; a method to which these mean nothing stands in both. On the embedded
-model the two are one. Where the tests kept their logits, numbers of base and new classes in one test stand beside. A
-run that is missing or broken is listed and left out.
+recipe and, where runs have them, for Skip Tuning's batch size and epochs; a method to which these mean nothing stands
+in both. On the embedded model the two are one. Where the tests kept their logits, numbers of base and new classes in
+one test stand beside. A run that is missing or broken is listed and left out.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
@@ -52,7 +52,8 @@ OWN = ("", "recommended", "uniform")  # presets
 ENDS = {"cached": "†", "uniform": ", uniform"}  # of a method's name by presets that have a row beside its own
 EVERYWHERE = ("cached",)  # presets that stand in all tables
 ALL_AT_ONCE = ("LPpp",)  # every step takes all images: no batch size to match
-RECIPES = {OWN: "each method's own recipe", ("matched",): "Skip Tuning's batch size and epochs"}
+MATCHED = ("matched",)
+RECIPES = {OWN: "each method's own recipe", MATCHED: "Skip Tuning's batch size and epochs"}
 ONE_FOR_ALL = "the same batches and epochs for all"  # own recipes of the embedded model
 SHOWN_BESIDE = ("ece15_base", "ece15_new", "ece15_t_base", "ece15_t_new", "gen_h", "auroc_mcm")
 PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
@@ -116,8 +117,13 @@ def compare(table: Table) -> list[dict]:
     memory = memory_column(table)
     heads, found = columns(table, memory), []
     for dataset, rows in group(table.rows, lambda row: row.name).items():
+        recipes = dict(RECIPES)
+        if all(row.config.startswith("embedded") for row in rows):
+            recipes[OWN] = ONE_FOR_ALL
+        if all(row.preset not in MATCHED for row in rows):
+            del recipes[MATCHED]
         for what, names in TABLES.items():
-            for presets, recipe in RECIPES.items():
+            for presets, recipe in recipes.items():
                 known = methods(rows, presets)
                 ours = known.get(OURS, [None])[0]
                 lines = []
@@ -125,8 +131,6 @@ def compare(table: Table) -> list[dict]:
                     for row in known.get(name, []):
                         label = name if len(known[name]) == 1 else f"{name} ({row.config})"
                         lines.append(line_of(label, row, ours, memory) | paper_cells(name, published))
-                if presets == OWN and all(row.config.startswith("embedded") for row in rows):
-                    recipe = ONE_FOR_ALL
                 title = ", ".join((what, recipe, dataset, shots_name(table.shots), table.backbone))
                 if lines:
                     lines = [{key: line[key] for key, *_ in heads} for line in lines]
