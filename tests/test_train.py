@@ -276,9 +276,9 @@ def test_a_training_may_name_its_precision_when_it_goes_on(tmp_path):
 
 
 def test_config_yaml_says_how_many_epochs_the_steps_were(run, tmp_path):
-    argv = [*EMBEDDED, "--output-dir", tmp_path, "--no-train", *TWO_EPOCHS, "OPTIM.STEPS_PER_SHOT", 7]
+    argv = [*EMBEDDED, "--output-dir", tmp_path, "--no-train", *TWO_EPOCHS, "OPTIM.STEPS_PER_SHOT", 14]
     assert run(*argv).code == 0
-    assert train.read_yaml(tmp_path / "config.yaml")["OPTIM.MAX_EPOCH"] == 3  # 7 steps, 3 batches in an epoch
+    assert train.read_yaml(tmp_path / "config.yaml")["OPTIM.MAX_EPOCH"] == 3  # 14 steps, 6 batches in an epoch
     assert run(*argv).code == 0  # the same run
 
 

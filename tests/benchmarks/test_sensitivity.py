@@ -186,7 +186,7 @@ class TestCommand:
         code, out, err = command("--output-dir", run_folder, "--json", run_folder / "a.json")
         assert code == 0, err
         found = json.loads((run_folder / "a.json").read_text())
-        assert found["images"] == 8 and len(found["dependence"]) == 98
+        assert found["images"] == 8 and len(found["dependence"]) == 216
         assert [len(found["sensitivity"][tower]) for tower in ("image", "text")] == [12, 12]
         assert f"TRAINER.SKIPTUNING.OMEGA {found['omega']}, " in out
 
