@@ -29,10 +29,9 @@ progress() {
 
 count=0
 set -- $SEEDS
-total=$(($# * 4 + 2))
+total=$(($# * 6))
 for seed; do
   for TRAINER in ZeroshotCLIP FinetuneCLIP SkipTuning; do
-    if [[ $TRAINER = ZeroshotCLIP && $seed != "$1" ]]; then continue; fi  # no seed changes it
     for stage in base2new_train base2new_test; do
       count=$((count + 1))
       if [ $stage = base2new_train ]; then classes=base; else classes=new; fi
