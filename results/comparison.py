@@ -54,12 +54,12 @@ EVERYWHERE = ("cached",)  # presets that stand in all tables
 ALL_AT_ONCE = ("LPpp",)  # every step takes all images: no batch size to match
 MATCHED = ("matched",)
 RECIPES = {OWN: "each method's own recipe", MATCHED: "Skip Tuning's batch size and epochs"}
-ONE_FOR_ALL = "the same batches and epochs for all"  # own recipes of the embedded model
+ONE_FOR_ALL = "the same batches for all"  # own recipes of the embedded model
 SHOWN_BESIDE = ("ece15_base", "ece15_new", "ece15_t_base", "ece15_t_new", "gen_h", "auroc_mcm")
 PAPER_COSTS = {"time": "train seconds", "memory": "estimated memory MB"}
 NOTES = [
     f"means over n seeds; H: seed by seed, ± {spread_name(False)}. Train s: feature extraction included;",
-    "  trials: learning rates that were tried on the base classes' validation images to find the recipe",
+    "  trials: rates and epochs that were tried on the base classes' validation images to find the recipe",
     "ratio: the row's cost over Skip Tuning's; paper: averages over 11 datasets with ViT-B/16, its time and its",
     "  estimate of memory over Skip Tuning's. †: on features of each image that are cached once, epochs of its own",
     "ECE: 15 bins (at T: logits over TEST.TEMPERATURE's); Gen. H: each half's images among all classes;",

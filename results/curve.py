@@ -1,12 +1,13 @@
-"""Base against new classes over learning rates, from what scripts/curve.sh leaves: one folder for each rate.
+"""Base against new classes over learning rates, from what scripts/curve.sh leaves: one folder for each trial.
 
     python -m results.curve output/curve
 
 A method that is tuned harder knows the base classes better and forgets more of the others. So methods are compared as
 curves, a point for each rate: the curve that lies further out is the better method whatever the rate. Every curve
-begins at zero-shot CLIP, as rate 0. Three tables for each dataset: the points; new classes where base classes are
-equally well known (linear between the points of neighbouring rates, the best one if a curve comes by several times;
-"-": the curve never gets there); all methods at each rate. The curves are drawn into the folder.
+begins at zero-shot CLIP, as rate 0; several numbers of epochs are several curves. Three tables for each dataset: the
+points; new classes where base classes are equally well known (linear between the points of neighbouring rates, the best
+one if a curve comes by several times; "-": the curve never gets there); all methods at each rate. The curves are drawn
+into the folder.
 
 Exit code: 0 all is well, 1 some runs are missing or broken, 2 nothing to read.
 """
@@ -16,7 +17,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from .ablation import ACCURACIES, collect, is_number
+from .ablation import ACCURACIES, collect
+from .choose import trial_of
 from .layout import parts, table_text
 from .plot import method_lines, plot
 from .read import absolute, read_folder
@@ -57,20 +59,26 @@ def levels(curves: list[list[tuple[float, float]]]) -> list[float]:
 def methods(grids: dict[tuple, dict[str, Row]]) -> dict[tuple, dict[str, dict[str, Row]]]:
     """What `ablation.collect` gives -> {(dataset, shots, backbone): {method: {rate: row}}}.
 
-    Where two recipes of a trainer would have one name, their configs tell them apart.
+    Where two recipes of a trainer would have one name, their configs tell them apart; epochs are named where a dataset
+    has several numbers of them.
     """
-    found = defaultdict(lambda: defaultdict(dict))
+    found = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for (dataset, trainer, config, shots, backbone), rows in grids.items():
-        rows = {rate: row for rate, row in rows.items() if is_number(rate)}
-        if rows:
-            preset = next(iter(rows.values())).preset
-            name = trainer if preset in ("", "recommended", "matched") else f"{trainer} ({preset})"
-            found[dataset, shots, backbone][name][f"{trainer} ({config})"] = rows
+        trials = sorted((trial_of(point), point) for point in rows if trial_of(point))
+        for (rate, epochs), point in trials:
+            row = rows[point]
+            name = trainer if row.preset in ("", "recommended", "matched") else f"{trainer} ({row.preset})"
+            found[dataset, shots, backbone][name, epochs][f"{trainer} ({config})"][f"{rate:g}"] = row
     named = {}
     for label, short in found.items():
         named[label] = {}
-        for name, curves in short.items():
-            named[label] |= curves if len(curves) > 1 else {name: next(iter(curves.values()))}
+        several = len({epochs for name, epochs in short if name != UNTRAINED}) > 1
+        for (name, epochs), curves in short.items():
+            tail = f", {epochs} epochs" if several and epochs else ""
+            if len(curves) == 1:
+                named[label][name + tail] = next(iter(curves.values()))
+            else:
+                named[label] |= {config + tail: rows for config, rows in curves.items()}
     return named
 
 

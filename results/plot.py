@@ -23,7 +23,8 @@ def method_lines(axes, lines: dict[str, list[tuple[float, float]]]) -> None:
     """{method: points (x, y)} on matplotlib axes, with the legend beside. What the paper compares first stands out."""
     look = looks(lines)
     for name, points in lines.items():
-        size = {"linewidth": 2.5, "markersize": 6, "zorder": 3} if name in STAND_OUT else {"linewidth": 0.8}
+        stands_out = name.split(",")[0] in STAND_OUT
+        size = {"linewidth": 2.5, "markersize": 6, "zorder": 3} if stands_out else {"linewidth": 0.8}
         axes.plot(*zip(*points, strict=True), label=name, **{"markersize": 4} | look[name] | size)
     axes.get_figure().legend(loc="outside right upper", fontsize="small")
 

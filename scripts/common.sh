@@ -142,14 +142,25 @@ searching() {
   printf '%s\n' ${TRAINERS:-$(ls configs/trainers | grep -vx LPpp)} | grep -vxE 'TipAdapter|ZeroshotCLIP'
 }
 
-# for_all_methods DATASET: how choose.sh, compare.sh and curve.sh begin. Sets shared_recipe: the preset by which all
-# methods have the same batches and epochs.
+# trials: what choose.sh and curve.sh try, by the names of the folders: RATE with the recipe's epochs, RATExEPOCHS with
+# others.
+trials() {
+  local epochs rate
+  for epochs in ${EPOCHS:-recipe}; do
+    for rate in ${RATES:-$SEARCHED}; do echo "${rate}x$epochs"; done
+  done | sed s/xrecipe$//
+}
+
+# for_all_methods DATASET: how choose.sh, compare.sh and curve.sh begin. Sets shared_recipe, the preset by which all
+# methods have the same batches and epochs, and EPOCHS.
 for_all_methods() {
   arguments DATASET 1 1 "$@"
   check_names "$1"
   FOLDER=scripts/protocols
   shared_recipe=matched
-  if [ "$1" = emoji ]; then shared_recipe=recommended; fi
+  if [ "$1" = emoji ]; then shared_recipe=recommended EPOCHS=${EPOCHS-6 12}; fi
+  EPOCHS=${EPOCHS:-}
+  if [[ $EPOCHS == *[!0-9\ ]* ]]; then fail 2 "Error: EPOCHS are whole numbers, such as '6 12', not '$EPOCHS'"; fi
   trap 'printf "\nStopped; give the same command again to go on from here.\n" >&2; exit 130' INT
 }
 

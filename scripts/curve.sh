@@ -3,7 +3,7 @@
 # ZeroshotCLIP as rate 0. Then the curve of every method over its rates, and its accuracy on new classes where base
 # classes are equally well known:
 #   PREC=fp32 bash scripts/curve.sh emoji
-# MODELS is the folder of choose.sh. Give the same RATES, SEEDS, TRAINERS and PRESETS.
+# MODELS is the folder of choose.sh. Give the same RATES, EPOCHS, SEEDS, TRAINERS and PRESETS.
 DEFAULT_OUTPUT=output/curve
 . "$(dirname "$0")/common.sh"
 for_all_methods "$@"
@@ -12,9 +12,9 @@ absolute MODELS
 grid=$OUTPUT
 export OUTPUT PYTHON PREC OPTIONS TRAINER PRESET
 
-# tested RATE SEED: both halves on the test images, by the model that choose.sh trained.
+# tested TRIAL SEED: both halves on the test images, by the model that choose.sh trained.
 tested() {
-  local trained stage shots cfg folder model told files
+  local rate=${1%x*} epochs= trained stage shots cfg folder model told files
   OUTPUT=$MODELS/$1
   place base2new_train "$dataset" "$2"
   if ! offered; then return; fi
@@ -22,7 +22,8 @@ tested() {
   if [ ! -e "$trained/result.json" ]; then
     echo "Error: no finished training in $trained; scripts/choose.sh makes it" >&2
     OUTPUT=$MODELS
-    failed+="  $(given "$dataset")RATES=$1 SEEDS=$2 TRAINERS=$TRAINER PRESETS=$PRESET"
+    if [ "$rate" != "$1" ]; then epochs=${1#*x}; fi
+    failed+="  $(given "$dataset")RATES=$rate EPOCHS=$epochs SEEDS=$2 TRAINERS=$TRAINER PRESETS=$PRESET"
     failed+=" bash $(quoted "${SHOWN}scripts/choose.sh") $dataset"$'\n'
     return
   fi
@@ -42,7 +43,7 @@ for seed in $SEEDS; do
   base2new "$dataset" "$seed"
   for TRAINER in $(searching); do
     for PRESET in ${PRESETS:-$shared_recipe}; do
-      for rate in ${RATES:-$SEARCHED}; do tested "$rate" "$seed"; done
+      for trial in $(trials); do tested "$trial" "$seed"; done
     done
   done
 done

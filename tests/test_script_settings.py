@@ -30,7 +30,7 @@ def after(calls, flag):
 # Where things lie
 
 
-ONE_EACH = {"SEEDS": "1", "TRAINERS": "CoOp", "PRESETS": "recommended", "RATES": "0.1"}
+ONE_EACH = {"SEEDS": "1", "TRAINERS": "CoOp", "PRESETS": "recommended", "RATES": "0.1", "EPOCHS": "6"}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ ONE_EACH = {"SEEDS": "1", "TRAINERS": "CoOp", "PRESETS": "recommended", "RATES":
     [
         ("demo.sh", [], "output/demo"),
         ("compare.sh", ["emoji"], "output/compare"),
-        ("choose.sh", ["emoji"], "output/choose/0.1"),
+        ("choose.sh", ["emoji"], "output/choose/0.1x6"),
         ("skip/ablate_components.sh", [], "output/ablate/components"),
         ("coop/reproduce_base2new.sh", ["dtd"], "output/base2new"),
     ],
@@ -49,7 +49,7 @@ def test_without_OUTPUT_runs_and_tables_are_in_the_projects_folder(shell, projec
     runs = [*after(shell.calls, "--output-dir"), *after(shell.calls, "--model-dir")]
     assert len(runs) >= 1 and all(run.startswith(f"{project}/{folder}/") for run in runs)
     (table,) = [call for call in shell.calls[-1:] if "--output-dir" not in call]
-    assert f" {project}/{folder}".removesuffix("/0.1") in table
+    assert f" {project}/{folder}".removesuffix("/0.1x6") in table
     shell.calls_file.unlink()
     if not script.startswith("coop/"):  # asks train.py each time
         shell.command("bash", project / "scripts" / script, *words, **ONE_EACH, OUTPUT="")
@@ -60,7 +60,7 @@ def test_without_MODELS_the_curve_is_that_of_the_projects_models(shell, project)
     for script in ("choose.sh", "curve.sh"):
         done = shell.command("bash", project / "scripts" / script, "emoji", **ONE_EACH, OUTPUT="", PREC="fp32")
         assert done.returncode == 0, done.stderr
-    models = f"{project}/output/choose/0.1/base2new/train_base/"
+    models = f"{project}/output/choose/0.1x6/base2new/train_base/"
     assert all(model.startswith(models) for model in after(shell.calls, "--model-dir")[1:])
     assert len(after(shell.calls, "--model-dir")) == 3  # ZeroshotCLIP's own, and two of choose.sh
     shell.calls_file.unlink()
@@ -197,7 +197,7 @@ def test_curve_names_choose_where_a_model_is_missing(shell):
     assert len(after(shell.calls, "--output-dir")) == 1
     shell.calls_file.unlink()
     assert shell("curve.sh", "emoji", **settings, MODELS=models).returncode == 0
-    assert [call for call in after(shell.calls, "--output-dir") if not call.startswith("0.1/")] == []
+    assert [call for call in after(shell.calls, "--output-dir") if not call.startswith("0.1x6/")] == []
 
 
 # Misspelt names

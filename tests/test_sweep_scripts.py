@@ -1,6 +1,7 @@
 """The command lines of the scripts that start many runs: the demo, the comparison, and the list for a cluster."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_compare_takes_all_methods_and_goes_on_where_it_was(shell):
 
 
 def test_choose_trains_on_base_classes_at_every_rate_and_tests_on_validation_images_only(shell):
-    settings = {"TRAINERS": "CoOp TipAdapter", "RATES": "0.1 1", "SEEDS": "1 2"}
+    settings = {"TRAINERS": "CoOp TipAdapter", "RATES": "0.1 1", "EPOCHS": "", "SEEDS": "1 2"}
     done = shell("choose.sh", "emoji", **settings)
     assert done.returncode == 0, done.stderr
     *calls, table = shell.calls
@@ -117,19 +118,45 @@ def test_choose_trains_on_base_classes_at_every_rate_and_tests_on_validation_ima
     found = [call.split("--output-dir ")[1].split()[0] for call in calls]
     assert found == [f"{rate}/{folder}/seed{seed}" for seed in "12" for rate in ("0.1", "1")]
     assert all("SUBSAMPLE_CLASSES base TEST.SPLIT val OPTIM.LR " in call for call in calls)
+    assert not any("OPTIM.MAX_EPOCH" in call for call in calls)
     shell("choose.sh", "emoji", **settings)
     assert len(shell.calls) == len(calls) + 2  # only the table, once more
 
 
+def test_choose_tries_epochs_too_by_default_on_emoji(shell):
+    shell("choose.sh", "emoji", TRAINERS="PromptSRC", RATES="0.1 1", SEEDS="1")
+    found = [re.search(r"OPTIM.*(?= --|$)", call)[0] for call in shell.calls[:-1]]
+    gpa = "TRAINER.PROMPTSRC.GPA_MEAN {}e-2 TRAINER.PROMPTSRC.GPA_STD {}e-2"  # 15 and 1 of 20 epochs in the paper
+    assert found == [
+        f"OPTIM.LR {rate} OPTIM.MAX_EPOCH {epochs} {gpa.format(*numbers)}"
+        for epochs, numbers in ((6, (450, 30)), (12, (900, 60)))
+        for rate in ("0.1", "1")
+    ]
+    assert {call.split("--output-dir ")[1].split("/")[0] for call in shell.calls[:-1]} == {
+        "0.1x6", "1x6", "0.1x12", "1x12"
+    }  # fmt: skip
+    shell.calls_file.unlink()
+    shell("choose.sh", "dtd", TRAINERS="CoOp", RATES="0.1", SEEDS="1")
+    (call, _) = shell.calls
+    assert "OPTIM.MAX_EPOCH" not in call and "--output-dir 0.1/" in call
+
+
+def test_epochs_that_are_no_numbers_are_one_line(shell):
+    for script in ("choose.sh", "curve.sh"):
+        done = shell(script, "emoji", TRAINERS="CoOp", EPOCHS="6 twelve")
+        assert (done.returncode, shell.calls) == (2, [])
+        assert done.stderr == "Error: EPOCHS are whole numbers, such as '6 12', not '6 twelve'\n"
+
+
 def test_choose_has_no_rates_for_what_finds_its_own(shell):
-    shell("choose.sh", "emoji", RATES="0.1", SEEDS="1")
+    shell("choose.sh", "emoji", RATES="0.1", EPOCHS="", SEEDS="1")
     found = {call.split("--trainer ")[1].split()[0] for call in shell.calls[:-1]}
     every = {folder.name for folder in (ROOT / "configs/trainers").iterdir()}
     assert every - found == {"LPpp", "TipAdapter", "ZeroshotCLIP"}
 
 
 def test_curve_tests_the_models_of_choose_on_both_halves(shell):
-    settings = {"TRAINERS": "CoOp", "RATES": "0.1 1", "SEEDS": "1"}
+    settings = {"TRAINERS": "CoOp", "RATES": "0.1", "EPOCHS": "6 12", "SEEDS": "1"}
     models = shell.folder / "models"
     shell("choose.sh", "emoji", **settings, OUTPUT=models)
     shell.calls_file.unlink()
@@ -141,8 +168,8 @@ def test_curve_tests_the_models_of_choose_on_both_halves(shell):
     for call in calls[2:]:
         model = Path(call.split("--model-dir ")[-1].split()[0]).relative_to(models)
         assert "--eval-only" in call and "TEST.SPLIT" not in call
-        rate = model.parts[0]
-        assert call.split("--output-dir ")[1].startswith(f"{rate}/base2new/")
+        trial = model.parts[0]
+        assert call.split("--output-dir ")[1].startswith(f"{trial}/base2new/") and trial in ("0.1x6", "0.1x12")
     assert [call.split("SUBSAMPLE_CLASSES ")[1].split()[0] for call in calls[2:]] == ["base", "new"] * 2
 
 

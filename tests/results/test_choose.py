@@ -40,16 +40,23 @@ def search(plant, tmp_path, capsys):
 
 
 def test_the_smallest_rate_within_one_standard_error_of_the_best_is_chosen():
-    accuracies = {0.1: [60.0, 64.0], 0.01: [60.5, 60.5], 0.001: [59.0, 60.5]}  # best 62, its standard error 2
-    assert choose.choose(accuracies, 100) == 0.01
-    assert choose.choose(accuracies | {0.001: [60.0, 60.0]}, 100) == 0.001  # just within it
+    accuracies = {(0.1, 0): [60.0, 64.0], (0.01, 0): [60.5, 60.5], (0.001, 0): [59.0, 60.5]}  # best 62, its error 2
+    assert choose.choose(accuracies, 100) == (0.01, 0)
+    assert choose.choose(accuracies | {(0.001, 0): [60.0, 60.0]}, 100) == (0.001, 0)  # just within it
+
+
+def test_of_several_numbers_of_epochs_at_that_rate_the_fewest_within_it_are_chosen():
+    accuracies = {(0.1, 6): [60.0, 64.0], (0.01, 6): [50.0, 50.0], (0.01, 12): [60.5, 60.5], (0.01, 24): [61.0, 61.0]}
+    assert choose.choose(accuracies, 100) == (0.01, 12)
+    assert choose.choose(accuracies | {(0.001, 24): [60.0, 60.0]}, 100) == (0.001, 24)  # the rate comes first
 
 
 def test_with_one_seed_it_is_the_standard_error_of_a_share_of_the_images():
     accuracies = {0.3: [49.0], 0.1: [50.0], 0.03: [45.1], 0.01: [44.9]}  # best 50 of 100 images: sqrt(0.25 / 100)
-    assert choose.choose(accuracies, 100) == 0.03
-    assert choose.choose(accuracies, 10_000) == 0.1
-    assert choose.choose(accuracies, math.inf) == 0.1
+    accuracies = {(rate, 0): values for rate, values in accuracies.items()}
+    assert choose.choose(accuracies, 100) == (0.03, 0)
+    assert choose.choose(accuracies, 10_000) == (0.1, 0)
+    assert choose.choose(accuracies, math.inf) == (0.1, 0)
 
 
 def test_every_method_has_its_row_its_trials_and_its_choice(plant, search):
@@ -61,6 +68,19 @@ def test_every_method_has_its_row_its_trials_and_its_choice(plant, search):
     assert code == 0, written.err
     assert rows["SkipTuning"] == ["recommended", "40.00 ±0.00", "45.00 ±0.00", "2", "0.01"]
     assert rows["CoOp"][-2:] == ["1", "0.01"]
+
+
+def test_a_trial_is_a_rate_and_epochs(plant, search):
+    for trial, base in {"0.01x12": 45.0, "0.001x12": 40.0, "0.01x6": 41.0, "0.001x6": 20.0}.items():
+        plant(trial, base)
+    code, rows, written = search()
+    assert code == 0, written.err
+    assert rows["Method"][1:] == ["0.001x6", "0.01x6", "0.001x12", "0.01x12", "Trials", "Chosen"]
+    assert rows["SkipTuning"][1:] == ["20.00", "41.00", "40.00", "45.00", "4", "0.01x12"]
+    plant("0.01y12", 50.0)
+    code, rows, written = search()
+    assert (code, rows["SkipTuning"][-2:]) == (1, ["4", "0.01x12"])
+    assert "not named after a learning rate (0.01) or one and epochs (0.01x12)" in written.err
 
 
 def test_test_images_and_new_classes_have_no_say(plant, search, tmp_path, capsys):
@@ -151,6 +171,26 @@ def test_a_plot_leaves_out_what_has_diverged_and_the_two_that_the_paper_compares
     assert lines["CoOp"].get_xydata().tolist() == [[50, 50], [56, 48], [1, 1]]
     assert lines.keys() == {"CoOp", "SkipTuning", "IVLP"}
     assert lines["SkipTuning"].get_linewidth() > 2 * lines["CoOp"].get_linewidth()
+
+
+def test_several_numbers_of_epochs_are_several_curves_from_zero_shot_clip(plant, tmp_path, capsys):
+    plant(0, 45.0, 41.0, tested="test", trainer="ZeroshotCLIP")
+    for epochs, new in ((6, 38.0), (12, 40.0)):
+        for rate, base in ((0.01, 60.0), (0.001, 50.0)):
+            plant(f"{rate}x{epochs}", base, new, tested="test")
+    assert curve.main([str(tmp_path)]) == 0
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    points = [line[:3] for line in lines if line[0].startswith("SkipTuning") and len(line) == 6]
+    assert points == [
+        [f"SkipTuning, {epochs} epochs", rate, base]
+        for epochs in (6, 12)
+        for rate, base in (("0.001", "50.00"), ("0.01", "60.00"))
+    ]
+    assert ["SkipTuning, 12 epochs", "41.0", "40.0", "40.0", "40.0"] in lines  # at 45, 50, 55 and 60
+    for rate in ("0.001", "0.01"):
+        shutil.rmtree(tmp_path / f"{rate}x12")
+    assert curve.main([str(tmp_path)]) == 0
+    assert " epochs" not in capsys.readouterr().out  # nothing to tell apart
 
 
 def test_two_recipes_of_one_trainer_are_two_curves(plant, tmp_path, capsys):

@@ -28,9 +28,9 @@ def compare(tmp_path, capsys):
     return compare
 
 
-OWN = "Table 1, prompt tuning, the same batches and epochs for all"  # the planted runs have the embedded recipe
+OWN = "Table 1, prompt tuning, the same batches for all"  # the planted runs have the embedded recipe
 MATCHED = "Table 1, prompt tuning, Skip Tuning's batch size and epochs"
-ADAPTERS = "Table 5, fine-tuning and adapters, the same batches and epochs for all"
+ADAPTERS = "Table 5, fine-tuning and adapters, the same batches for all"
 
 
 def test_a_row_is_means_costs_over_skip_tunings_and_the_papers_numbers(plant_run, tmp_path, compare):
