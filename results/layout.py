@@ -26,7 +26,7 @@ def percent(value: object) -> str:
 
 
 def cost(value: object) -> str:
-    """Seconds or MB, and in brackets those of them that feature extraction took: 47.1 (4.3)"""
+    """Seconds or MB, and in brackets those that feature extraction took, if that is more than 0.0: 47.1 (4.3)"""
     whole, *extract = parts(value)
     return brief(whole) + "".join(f" ({brief(part)})" for part in extract if part >= 0.05)
 

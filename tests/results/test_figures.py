@@ -9,6 +9,7 @@ import pytest
 
 from results import figures
 from results.figures import ROOT, figure_text, main, pasted, read_figure, update
+from results.layout import cost
 
 ROWS = {
     "command": ["make demo"],
@@ -336,3 +337,8 @@ class TestRefresh:
         command = ("--as", "methods", "--command", "python -m benchmarks.methods")
         assert self.new(house, "--from", str(tmp_path / "x.json"), "methods", *command) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_cost_names_extraction_only_where_it_took_time():
+    assert cost([8.2644, 2.0873]) == "8.3 (2.1)"
+    assert cost([15.185, 3.7e-6]) == cost([15.185, 0.0]) == cost([15.185, None]) == cost(15.185) == "15.2"
