@@ -3,7 +3,7 @@
     python -m results.figures                                 write all tables anew
     python -m results.figures --check                         only say which differ from their rows
     python -m results.figures --from output/compare compare   new rows of one figure, from a folder of runs
-    python -m results.figures --plots                         docs/results/<name>.png of ablations, curves and shots
+    python -m results.figures --plots                         the plots (docs/results/<name>.png) that a page shows
 
 A mark is a comment, `figure: NAME` between its signs, and a comment `end` closes it. Options in the mark choose what
 of a figure is shown: rows="CoOp,LSkip only" (by the first column), columns=trainer,h (by their keys), tables=1,3,
@@ -334,8 +334,11 @@ def paint_shots(canvas, table: dict) -> None:
 
 
 def draw_plots(root: Path) -> None:
-    """docs/results/<name>.png for each figure of an ablation on one dataset, of curves, and of several shots."""
+    """docs/results/<name>.png of each ablation on one dataset, each curve and each figure over shots that a page shows."""
+    shown = "".join(document.read_text(encoding="utf-8") for document in documents(root))
     for file in sorted((root / ROWS).glob("*.json")):
+        if f"results/{file.stem}.png" not in shown:
+            continue
         figure = read_figure(file)
         maker, table = figure["made_by"], figure["tables"][0]
         if maker == "ablation" and len(figure["tables"]) == 1:
@@ -354,7 +357,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         parser = Parser(prog="python -m results.figures", description=__doc__, formatter_class=form)
         parser.add_argument("name", nargs="?", help="of the figure that gets new rows")
         parser.add_argument("--check", action="store_true", help="write nothing")
-        parser.add_argument("--plots", action="store_true", help="also write the plots of ablations, curves and shots")
+        parser.add_argument("--plots", action="store_true", help="also write the plots that a page shows")
         parser.add_argument("--from", dest="source", metavar="FOLDER", help="new rows: from these runs")
         parser.add_argument("--as", dest="made_by", choices=MAKERS, help="what FOLDER holds, for a new figure")
         parser.add_argument("--command", action="append", help="what made the runs, for a new figure")

@@ -222,6 +222,9 @@ class TestRefresh:
         assert [row["point"] for row in rows] == ["2", "4"]
         pytest.importorskip("matplotlib")
         assert main(["--plots"], house) == 0
+        assert not (house / "docs/results/omega.png").exists()  # no page shows it
+        page(house, "![Accuracy over ω](results/omega.png)\n")
+        assert main(["--plots"], house) == 0
         assert (house / "docs/results/omega.png").read_bytes().startswith(b"\x89PNG")
 
     def test_few_shot_runs_make_a_plot_with_a_line_for_each_method_or_recipe(self, house, tmp_path):
@@ -232,6 +235,7 @@ class TestRefresh:
                 folder.joinpath("log.txt").write_text(f"Finish training\n* accuracy: {accuracy}%\n")
         command = ("--as", "runs", "--command", "bash scripts/coop/few_shot.sh dtd 1")
         assert self.new(house, "--from", str(tmp_path / "runs"), "shots", *command) == 0
+        page(house, "![Demo](results/demo.png) ![Accuracy over shots](results/shots.png)\n")
         pytest.importorskip("matplotlib")
         assert main(["--plots"], house) == 0
         assert (house / "docs/results/shots.png").read_bytes().startswith(b"\x89PNG")
