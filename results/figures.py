@@ -334,7 +334,7 @@ def paint_shots(canvas, table: dict) -> None:
 
 
 def draw_plots(root: Path) -> None:
-    """docs/results/<name>.png of each ablation on one dataset, each curve and each figure over shots that a page shows."""
+    """docs/results/<name>.png where a page shows it, for an ablation on one dataset, a curve, or several shots."""
     shown = "".join(document.read_text(encoding="utf-8") for document in documents(root))
     for file in sorted((root / ROWS).glob("*.json")):
         if f"results/{file.stem}.png" not in shown:
