@@ -1,8 +1,10 @@
 """The scripts that make the embedded dataset and model: which icons are let in, and that a training can go on."""
 
+import hashlib
 import json
 import math
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,54 @@ def test_emoji_names_stay_but_for_a_number_and_skin_tones_go(key, name):
 )
 def test_names_that_contain_a_class(key, named):
     assert emoji.names_a_class(key, ["alarm clock", "automobile", "ox"]) is named
+
+
+# ---- the package ----
+
+
+def write_archive(folder, member="package/collections.json"):
+    archive = folder / f"iconify-json-{icons.VERSION}.tgz"
+    with tarfile.open(archive, "w:gz") as opened:
+        opened.addfile(tarfile.TarInfo(member))
+    return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def renderer(monkeypatch):
+    monkeypatch.setattr(icons.importlib.util, "find_spec", lambda name: name)
+
+
+def test_the_archive_is_unpacked_whole_and_once(tmp_path, monkeypatch, renderer):
+    monkeypatch.setattr(icons, "SHA256", write_archive(tmp_path))
+    assert icons.fetch(tmp_path) == tmp_path / "package"
+    next(tmp_path.glob("*.tgz")).unlink()
+    assert (icons.fetch(tmp_path) / "collections.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_another_archive_is_refused_and_nothing_of_it_unpacked(tmp_path, renderer):
+    write_archive(tmp_path)
+    with pytest.raises(SystemExit, match="is not version .*: remove it and give this command again"):
+        icons.fetch(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tgz"]
+
+
+def test_an_archive_that_writes_outside_its_folder_leaves_no_package(tmp_path, monkeypatch, renderer):
+    folder = tmp_path / "a" / "icons"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(icons, "SHA256", write_archive(folder, "../../outside"))
+    with pytest.raises(tarfile.OutsideDestinationError):
+        icons.fetch(folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "icons", f"iconify-json-{icons.VERSION}.tgz"]
+
+
+def test_what_is_missing_is_named_with_how_to_get_it(tmp_path, monkeypatch, renderer):
+    monkeypatch.setattr(icons.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="npm is missing: install Node.js, or put the package's archive there"):
+        icons.fetch(tmp_path)
+    monkeypatch.setattr(icons.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=f'pip install "{icons.RENDERER}"'):
+        icons.fetch(tmp_path)
 
 
 # ---- the dataset ----

@@ -2,6 +2,8 @@
 
     python scripts/embedded/icons.py icons/          # fetch with npm, clean the names, render 64 x 64; about 3 minutes
 
+Needs npm and the renderer of RENDERER below (`pip install "resvg_py==0.5.0"`).
+
 Writes into the folder: `package/` (the unpacked npm package), `icons.json` (one record per icon: set, key, name,
 colour, row) and two arrays, `colour.npy` (uint8, (N, 64, 64, 4), RGBA) and `mono.npy` (uint8, (N, 64, 64), coverage).
 
@@ -12,11 +14,16 @@ the pre-training may see.
 
 import argparse
 import collections
+import hashlib
+import importlib.util
 import io
 import json
 import re
+import shutil
 import subprocess
+import sys
 import tarfile
+import tempfile
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -26,6 +33,8 @@ from tqdm import tqdm
 
 PACKAGE = "@iconify/json"
 VERSION = "2.2.535"
+SHA256 = "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91"  # of its archive
+RENDERER = "resvg_py==0.5.0"  # the dataset's bytes are of this version
 SIZE = 64  # pixels
 KINDS = {True: "colour", False: "mono"}  # the two arrays, by a record's `colour`
 
@@ -125,12 +134,21 @@ def clean_name(key):
 
 
 def fetch(folder):
-    """Unpack the npm package into `folder`/package, once."""
-    if not (folder / "package" / "collections.json").exists():
-        subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent"], cwd=folder, check=True)
-        with tarfile.open(folder / f"iconify-json-{VERSION}.tgz") as archive:
-            archive.extractall(folder, filter="data")
-    return folder / "package"
+    """Unpack the npm package into `folder`/package, once. Exits, with what to do, where something is missing."""
+    package, archive = folder / "package", folder / f"iconify-json-{VERSION}.tgz"
+    if importlib.util.find_spec("resvg_py") is None:
+        sys.exit(f'Error: icons need a renderer: pip install "{RENDERER}"')
+    if not package.exists():
+        if not archive.exists():
+            if not shutil.which("npm"):
+                sys.exit(f"Error: npm is missing: install Node.js, or put the package's archive there: {archive}")
+            subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent"], cwd=folder, check=True)
+        if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
+            sys.exit(f"Error: {archive} is not version {VERSION} of {PACKAGE}: remove it and give this command again")
+        with tempfile.TemporaryDirectory(dir=folder) as unpacked, tarfile.open(archive) as opened:
+            opened.extractall(unpacked, filter="data")
+            (Path(unpacked) / "package").rename(package)  # whole or not at all
+    return package
 
 
 BOX = ("left", "top", "width", "height")
