@@ -19,10 +19,10 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from icons import KINDS, PACKAGE, SIZE, VERSION, emoji_name, fetch, read_set, render, svg
+from icons import KINDS, PACKAGE, ROOT, SIZE, VERSION, emoji_name, fetch, read_set, render, svg
 from PIL import Image
 
-TARGET = Path(__file__).resolve().parents[2] / "datasets" / "emoji_data"
+TARGET = ROOT / "datasets" / "emoji_data"
 
 VENDORS = {  # part: the sets of Twitter, OpenMoji and Google; of Mozilla and Streamline; of Microsoft
     "train": ("twemoji", "openmoji", "noto", "noto-v1"),

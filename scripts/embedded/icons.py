@@ -14,7 +14,6 @@ the pre-training may see.
 
 import argparse
 import collections
-import hashlib
 import importlib.util
 import io
 import json
@@ -22,7 +21,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from multiprocessing import Pool
 from pathlib import Path
@@ -31,9 +29,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dassl.utils.archives import unpack  # noqa: E402
+from dassl.utils.download import file_hash  # noqa: E402
+
 PACKAGE = "@iconify/json"
 VERSION = "2.2.535"
 SHA256 = "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91"  # of its archive
+LIMIT = 1 << 29  # bytes unpacked; it has 486 million
 RENDERER = "resvg_py==0.5.0"  # the dataset's bytes are of this version
 SIZE = 64  # pixels
 KINDS = {True: "colour", False: "mono"}  # the two arrays, by a record's `colour`
@@ -138,15 +143,16 @@ def fetch(folder):
     package, archive = folder / "package", folder / f"iconify-json-{VERSION}.tgz"
     if importlib.util.find_spec("resvg_py") is None:
         sys.exit(f'Error: icons need a renderer: pip install "{RENDERER}"')
-    if not package.exists():
+    if not (package / "collections.json").exists():
         if not archive.exists():
             if not shutil.which("npm"):
                 sys.exit(f"Error: npm is missing: install Node.js, or put the package's archive there: {archive}")
             subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent"], cwd=folder, check=True)
-        if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
+        if file_hash(archive) != SHA256:
             sys.exit(f"Error: {archive} is not version {VERSION} of {PACKAGE}: remove it and give this command again")
-        with tempfile.TemporaryDirectory(dir=folder) as unpacked, tarfile.open(archive) as opened:
-            opened.extractall(unpacked, filter="data")
+        with tempfile.TemporaryDirectory(dir=folder) as unpacked:
+            unpack(archive, Path(unpacked), LIMIT)
+            shutil.rmtree(package, ignore_errors=True)  # part of a package
             (Path(unpacked) / "package").rename(package)  # whole or not at all
     return package
 

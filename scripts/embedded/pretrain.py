@@ -35,19 +35,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from icons import KINDS
+from icons import KINDS, ROOT  # icons puts ROOT on the path, where clip and dassl lie
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from clip import clip  # noqa: E402
-from clip.model import CLIP  # noqa: E402
-from clip.weights import EMBEDDED, VOCABULARY, pack_embedded, read_state_dict  # noqa: E402
-from dassl.utils import write_atomic  # noqa: E402
+from clip import clip
+from clip.model import CLIP
+from clip.weights import EMBEDDED, VOCABULARY, pack_embedded, read_state_dict
+from dassl.utils import write_atomic
 
 BATCH = 512
 MUON_LR, ADAMW_LR, WEIGHT_DECAY = 2e-3, 1e-3, 0.1
